@@ -1,0 +1,107 @@
+"""What several stages need: blur, sub-pixel interpolation, distances, resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+FloatArray = NDArray[np.floating[Any]]
+
+FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+#: Half width in pixels of the interpolation kernel, and so the halo that a shifted row needs.
+KERNEL_HALF_WIDTH = 4
+
+
+def fwhm_to_sigma(fwhm: float) -> float:
+    """Standard deviation of a Gaussian of the given full width at half maximum."""
+    return float(fwhm) / float(FWHM_PER_SIGMA)
+
+
+def gaussian_blur(image: FloatArray, fwhm: float | tuple[float, float]) -> FloatArray:
+    """Blur the last two axes by a Gaussian; `fwhm` in pixels, one number or (y, x)."""
+    widths: tuple[float, float] = (fwhm, fwhm) if isinstance(fwhm, (int, float)) else fwhm
+    sigma = [0.0] * (image.ndim - 2) + [fwhm_to_sigma(w) for w in widths]
+    blurred: FloatArray = ndimage.gaussian_filter(image, sigma, mode="nearest")
+    return blurred
+
+
+def lanczos_weights(fraction: float, half_width: int = KERNEL_HALF_WIDTH) -> FloatArray:
+    """Weights of a Lanczos interpolation at `fraction` (0 <= fraction < 1) past a sample.
+
+    The 2 * half_width weights belong to the samples ``1 - half_width ... half_width`` and sum to
+    one, so that a constant stays what it is.
+
+    References
+    ----------
+    C. E. Duchon, J. Appl. Meteorol. 18, 1016 (1979).
+    """
+    offsets = np.arange(1 - half_width, half_width + 1) - fraction
+    weights = np.sinc(offsets) * np.sinc(offsets / half_width)
+    return np.asarray(weights / weights.sum())
+
+
+def _shift_axis(frame: FloatArray, shift: float, axis: int) -> FloatArray:
+    """``result[i] = frame[i + shift]`` along one axis; NaN where the kernel leaves the frame."""
+    whole = int(np.floor(shift))
+    fraction = shift - whole
+    if fraction < 1e-9:
+        taps: FloatArray = np.ones(1)
+        offsets = np.zeros(1, dtype=int)
+    else:
+        taps = lanczos_weights(fraction)
+        offsets = np.arange(1 - KERNEL_HALF_WIDTH, KERNEL_HALF_WIDTH + 1)
+    moved = np.moveaxis(frame, axis, 0)
+    result = np.full(moved.shape, np.nan, dtype=frame.dtype)
+    first = max(0, -(whole + int(offsets[0])))
+    last = min(moved.shape[0], moved.shape[0] - (whole + int(offsets[-1])))
+    if last > first:
+        total = np.zeros((last - first, *moved.shape[1:]), dtype=frame.dtype)
+        for tap, offset in zip(taps, offsets, strict=True):
+            start = first + whole + int(offset)
+            total += frame.dtype.type(tap) * moved[start : start + last - first]
+        result[first:last] = total
+    return np.moveaxis(result, 0, axis)
+
+
+def sample_shifted(frame: FloatArray, shift_y: float, shift_x: float) -> FloatArray:
+    """Interpolate a frame once: ``result[y, x] = frame[y + shift_y, x + shift_x]``.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (ny, nx)
+        NaN marks pixels without data; every result that would use one is NaN.
+    shift_y, shift_x : float
+        In pixels.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx)
+        NaN where the kernel reaches outside the frame.
+    """
+    return _shift_axis(_shift_axis(frame, shift_y, 0), shift_x, 1)
+
+
+def interpolation_variance(shift_y: float, shift_x: float) -> float:
+    """Factor by which `sample_shifted` multiplies the variance of independent pixels."""
+    factor = 1.0
+    for shift in (shift_y, shift_x):
+        fraction = shift - np.floor(shift)
+        if fraction >= 1e-9:
+            factor *= float(np.sum(lanczos_weights(fraction) ** 2))
+    return factor
+
+
+def robust_std(values: FloatArray) -> float:
+    """Standard deviation from the median absolute deviation, for values with outliers."""
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return float("nan")
+    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Random generator for one particle or field: the same whatever else is drawn."""
+    return np.random.default_rng([seed, *key])
