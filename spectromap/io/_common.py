@@ -127,6 +127,7 @@ def assemble(
         steps = np.diff(stack[name].values)
         if np.all(steps < 0) and steps.size:
             stack = stack.isel({name: slice(None, None, -1)})
+            stack.attrs[f"{name}_reversed"] = 1  # regions are given in pixels of the file
         elif np.any(steps <= 0):
             raise FileError(f"axis '{name}' does not go one way", where=where)
     return _sort_energies(stack, where)
