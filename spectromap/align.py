@@ -36,6 +36,7 @@ INCONSISTENT_PX = 1.5
 #: A standard error of this many pixels halves the confidence in a frame.
 POOR_ERROR_PX = 0.5
 REFINEMENTS = 3
+NOMINAL_COUNTS = 1e4
 #: What interpolation and an imperfect spectral model leave, whatever the photons; in pixels.
 MODEL_ERROR_PX = 0.01
 
@@ -211,6 +212,9 @@ def _load(stack: xr.DataArray, dark: float) -> tuple[Frames, int]:
         frames[index] = blocks.sum(axis=(1, 3)) if binning > 1 else frame
     if stack.attrs["quantity"] == "counts":
         frames -= np.float32(dark * binning**2)
+    else:
+        # Not counts: put them on a scale on which the square root of a value is a small error.
+        frames *= np.float32(NOMINAL_COUNTS / max(np.nanpercentile(frames[0], 90), 1e-30))
     return frames, binning
 
 
@@ -437,7 +441,7 @@ class _Refiner:
     def _step(self, k: int, model: Frames, shift: Array) -> tuple[Array, Array, float]:
         """One Gauss-Newton step for a frame: its change, its error, the agreement."""
         predicted = sample_shifted(model, -shift[0], -shift[1]).astype(np.float64)
-        gradient_y, gradient_x = np.gradient(predicted)
+        gradient_y, gradient_x = (np.asarray(g) for g in np.gradient(predicted))
         good = np.isfinite(gradient_y) & np.isfinite(gradient_x) & np.isfinite(self.frames[k])
         if good.sum() < 100:
             return np.full(2, np.nan), np.full(2, np.inf), 0.0

@@ -15,7 +15,7 @@ from scipy.interpolate import CubicSpline
 from spectromap._numerics import fwhm_to_sigma
 from spectromap.schema import LOG, InputError
 
-__all__ = ["Edge", "Material", "normalise_reference", "number_density", "reference_set"]
+__all__ = ["Edge", "Material", "guess_edge", "normalise_reference", "number_density", "reference_set"]
 
 Scale = Literal["auto", "edge_jump", "none"]
 Spectrum = NDArray[np.float64]
@@ -23,6 +23,7 @@ Spectrum = NDArray[np.float64]
 #: Tables are not to be trusted this close to an edge (white lines, edge energy), in eV.
 BELOW_EDGE_EV = 4.0
 ABOVE_EDGE_EV = 10.0
+COMMON_EDGES = ("Mn L3", "Fe L3", "Co L3", "Ni L3", "O K", "C K", "N K", "F K", "Ti L3", "Cu L3")
 #: Frames may lie this far outside a reference before it counts as not covering them.
 COVERAGE_TOLERANCE_EV = 0.5
 #: A reference whose pre-edge is off the tables by more than this factor is reported.
@@ -79,6 +80,29 @@ def _bad_edge(name: str) -> InputError:
         f"'{name}' is not an absorption edge",
         where="edge",
         remedy="Write it like 'Mn L3' or 'O K'.",
+    )
+
+
+def guess_edge(energy: Spectrum) -> str:
+    """Name of the edge that a range of energies spans: the first L3 or K edge inside it.
+
+    Parameters
+    ----------
+    energy : ndarray
+        Energies in eV.
+
+    Raises
+    ------
+    InputError
+        No edge of the usual elements lies inside.
+    """
+    for name in COMMON_EDGES:
+        if energy[0] < Edge(name).first_eV + 4.0 < energy[-1]:
+            return name
+    raise InputError(
+        f"no common edge lies between {energy[0]:.1f} and {energy[-1]:.1f} eV",
+        where="edge",
+        remedy="Name it in the run description, like 'edge: Mn L3'.",
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -20,6 +22,8 @@ __all__ = [
     "VERDICTS",
     "FileError",
     "InputError",
+    "Instrument",
+    "Sample",
     "SpectromapError",
     "check_map",
     "check_stack",
@@ -71,6 +75,56 @@ LENGTH_UNITS = "nm"
 ENERGY_UNITS = "eV"
 #: From these up an energy axis cannot be meant in eV, or in keV, for a soft X-ray edge.
 ENERGY_RANGE_EV = (50.0, 100_000.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the sample is.
+
+    Parameters
+    ----------
+    geometry : {"dispersed", "lamella"}
+        Whole particles on a support, or a microtomed section.
+    section_nm : float, optional
+        Nominal thickness of a lamella in nm.
+    formula : str, optional
+        Composition, such as Li1.18Ni0.21Mn0.53Co0.08O2.
+    density_g_cm3 : float, optional
+        Density in g/cm3.
+    delithiated_time_s : float, optional
+        Time spent delithiated in s; turns the measured D t into D.
+    delithiated_time_rel_error : float
+        Relative standard error of that time.
+    """
+
+    geometry: Literal["dispersed", "lamella"] = "dispersed"
+    section_nm: float | None = None
+    formula: str | None = None
+    density_g_cm3: float | None = None
+    delithiated_time_s: float | None = None
+    delithiated_time_rel_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """What the instrument does to the picture.
+
+    Parameters
+    ----------
+    resolution_nm : float, optional
+        Full width at half maximum of the point spread function in nm; estimated if not given.
+    dark_counts : float
+        Counts without light, per pixel and frame.
+    spectral_fwhm_eV : float, optional
+        Energy resolution at which the stack was recorded, FWHM in eV.
+    stray_fraction : float
+        Fraction of the open-area light that the sample cannot absorb.
+    """
+
+    resolution_nm: float | None = None
+    dark_counts: float = 0.0
+    spectral_fwhm_eV: float | None = None
+    stray_fraction: float = 0.0
 
 
 class SpectromapError(Exception):

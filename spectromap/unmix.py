@@ -24,11 +24,14 @@ __all__ = ["fit_components", "fit_spectrum"]
 
 Baseline = Literal["none", "constant", "linear"]
 Array = NDArray[np.float64]
+Samples = NDArray[np.float32]
 
-BLOCK = 8192  # pixels in one pass: the working set stays in the cache
+BLOCK = 4096  # pixels in one pass: the working set stays in the cache
 PAD = 64  # matrix products over multiples of this are the same for any chunking
 MIN_TRANSMISSION = 1e-4
-MAX_ITERATIONS = 6
+ITERATIONS = 5
+#: A pivot this much smaller than its diagonal element means that the unknowns cannot be told apart.
+SINGULAR = 1e-7
 N_BASELINE = {"none": 0, "constant": 1, "linear": 2}
 
 
@@ -223,9 +226,9 @@ def _padded(values: NDArray[Any]) -> NDArray[Any]:
 def _kernel(transmission: NDArray[Any], problem: _Problem) -> dict[str, NDArray[Any]]:
     """Fit one block of pixels (energy, pixel)."""
     n_pixels = transmission.shape[1]
-    data = _padded(transmission).astype(np.float64)
+    data = _padded(transmission).astype(np.float32, copy=False)
     measured = np.isfinite(data) & np.isfinite(problem.photons)[:, None]
-    data = np.where(measured, data, 1.0)
+    data = np.where(measured, data, np.float32(1.0))
     state = _fisher_scoring(data, measured, problem)
     result = _summarise(state, problem)
     return {name: values[:n_pixels] for name, values in result.items()}
@@ -233,94 +236,133 @@ def _kernel(transmission: NDArray[Any], problem: _Problem) -> dict[str, NDArray[
 
 @dataclass
 class _State:
-    """A fitted block: parameters (pixel, parameter) and what the errors follow from."""
+    """A fitted block: parameters (parameter, pixel) and what the errors follow from."""
 
     parameters: Array
-    normal: Array  # (pixel, parameter, parameter)
-    right: Array  # (pixel, parameter)
-    weights: Array  # (energy, pixel), inverse variance of the OD
+    normal: Array  # (parameter, parameter, pixel)
+    weights: Samples  # (energy, pixel), inverse variance of the OD
     chi2: Array
     used: Array  # (pixel,) number of samples
     residual: Array
     data_od_max: Array
 
 
-def _predict(eta: Array, problem: _Problem) -> tuple[Array, Array, Array]:
-    """Transmission, its derivative by OD, and its variance, all (energy, pixel)."""
-    absorbed = np.exp(-np.clip(eta, -1.0, 25.0)) * (1.0 - problem.stray)
-    model = absorbed + problem.stray
-    photons = problem.photons[:, None]
-    variance = (np.maximum(model, MIN_TRANSMISSION) + problem.dark[:, None]) / photons
-    return model, -absorbed, variance * problem.variance_factor[:, None]
+def _predict(eta: Samples, problem: _Problem) -> tuple[Samples, Samples, Samples]:
+    """Transmission, minus its derivative by OD, and its inverse variance, all (energy, pixel)."""
+    stray = np.float32(problem.stray)
+    slope = np.exp(-np.clip(eta, np.float32(-1.0), np.float32(25.0))) * (np.float32(1.0) - stray)
+    model = slope + stray
+    scale = (problem.photons / problem.variance_factor).astype(np.float32)[:, None]
+    dark = problem.dark.astype(np.float32)[:, None]
+    return model, slope, scale / (np.maximum(model, np.float32(MIN_TRANSMISSION)) + dark)
 
 
-def _normal(weights: Array, problem: _Problem) -> Array:
-    """Normal matrices (pixel, parameter, parameter) of all pixels from one product."""
+def _normal(weights: Samples, problem: _Problem) -> Array:
+    """Normal matrices (parameter, parameter, pixel) of all pixels from one product."""
     rows, columns = problem.pairs
-    products = problem.design[:, rows] * problem.design[:, columns]
-    upper = products.T @ weights
+    products = (problem.design[:, rows] * problem.design[:, columns]).astype(np.float32)
+    upper = (products.T @ weights).astype(np.float64)
     size = problem.design.shape[1]
-    full = np.empty((weights.shape[1], size, size))
-    full[:, rows, columns] = upper.T
-    full[:, columns, rows] = upper.T
+    full = np.empty((size, size, weights.shape[1]))
+    full[rows, columns] = upper
+    full[columns, rows] = upper
     return full
 
 
-def _solve(normal: Array, right: Array) -> Array:
-    """Solutions of all pixels; NaN where the matrix has no inverse."""
-    scale = np.sqrt(np.maximum(np.einsum("pii->pi", normal), 1e-300))
-    scaled = normal / scale[:, :, None] / scale[:, None, :]
-    sick = np.linalg.cond(scaled) > 1e12 if scaled.shape[1] > 1 else scale[:, 0] < 1e-140
-    scaled[sick] = np.eye(scaled.shape[1])
-    solution = np.linalg.solve(scaled, (right / scale)[:, :, None])[:, :, 0] / scale
-    solution[sick] = np.nan
-    return np.asarray(solution)
+def _cholesky(normal: Array) -> Array:
+    """Lower Cholesky factors of all pixels at once; NaN where the matrix is singular.
 
-
-def _start(data: Array, measured: NDArray[np.bool_], problem: _Problem) -> Array:
-    """Parameters from the logarithm of the data, weighted by the data."""
-    floor = np.maximum(2.0 / np.where(problem.photons > 0, problem.photons, 1.0), MIN_TRANSMISSION)
-    absorbed = (data - problem.stray) / (1.0 - problem.stray)
-    clipped = np.maximum(absorbed, floor[:, None])
-    _, _, variance = _predict(-np.log(clipped), problem)
-    weights = np.where(measured, clipped**2 / variance, 0.0)
-    return _solve(_normal(weights, problem), (problem.design.T @ (weights * -np.log(clipped))).T)
-
-
-def _fisher_scoring(data: Array, measured: NDArray[np.bool_], problem: _Problem) -> _State:
-    """Iterate the weighted linear fit on the model's own weights until nothing moves."""
-    parameters = np.nan_to_num(_start(data, measured, problem))
-    # A fixed number of steps: a test on the block would tie a pixel to its neighbours.
-    for _ in range(MAX_ITERATIONS):
-        eta = problem.design @ parameters.T
-        model, slope, variance = _predict(eta, problem)
-        kept = measured & (eta <= problem.max_od)
-        weights = np.where(kept, slope**2 / variance, 0.0)
-        step = np.clip((data - model) / np.where(slope < -1e-12, slope, -1e-12), -1.0, 1.0)
-        working = eta + step
-        normal = _normal(weights, problem)
-        right = (problem.design.T @ (weights * working)).T
-        parameters = np.nan_to_num(_solve(normal, right))
-    eta = problem.design @ parameters.T
-    model, slope, variance = _predict(eta, problem)
-    misfit = np.where(kept, data - model, 0.0)
+    The matrices are tiny and many: looping over their elements and working on whole rows of
+    pixels is many times faster than a LAPACK call a pixel.
+    """
+    size = len(normal)
+    lower = np.zeros_like(normal)
     with np.errstate(divide="ignore", invalid="ignore"):
-        od = -np.log((data - problem.stray) / (1.0 - problem.stray))
-        residual = _median_absolute(np.where(kept & np.isfinite(od), od - eta, np.nan))
-        highest = np.max(np.where(measured & np.isfinite(od), od, -np.inf), axis=0)
+        for i in range(size):
+            for j in range(i + 1):
+                rest = normal[i, j] - sum(lower[i, k] * lower[j, k] for k in range(j))
+                if i == j:
+                    regular = rest > SINGULAR * normal[i, i]
+                    lower[i, i] = np.sqrt(np.where(regular, rest, np.nan))
+                else:
+                    lower[i, j] = rest / lower[j, j]
+    return lower
+
+
+def _substitute(lower: Array, right: Array) -> Array:
+    """Solutions (parameter, pixel) from Cholesky factors."""
+    size = len(lower)
+    half = np.empty_like(right)
+    for i in range(size):
+        half[i] = (right[i] - sum(lower[i, k] * half[k] for k in range(i))) / lower[i, i]
+    solution = np.empty_like(right)
+    for i in reversed(range(size)):
+        rest = half[i] - sum(lower[k, i] * solution[k] for k in range(i + 1, size))
+        solution[i] = rest / lower[i, i]
+    return solution
+
+
+def _solve(normal: Array, right: Array) -> Array:
+    """Solutions (parameter, pixel) of the normal equations; NaN where there is none."""
+    return _substitute(_cholesky(normal), right)
+
+
+def _start(data: Samples, measured: NDArray[np.bool_], problem: _Problem) -> Array:
+    """Parameters from the logarithm of the data, weighted by the data."""
+    photons = np.where(problem.photons > 0, problem.photons, 1.0)
+    floor = np.maximum(2.0 / photons, MIN_TRANSMISSION).astype(np.float32)[:, None]
+    absorbed = (data - np.float32(problem.stray)) / np.float32(1.0 - problem.stray)
+    od = -np.log(np.maximum(absorbed, floor))
+    _, slope, precision = _predict(od, problem)
+    weights = np.where(measured, slope**2 * precision, np.float32(0.0))
+    right = problem.design.astype(np.float32).T @ (weights * od)
+    return _solve(_normal(weights, problem), right.astype(np.float64))
+
+
+def _fisher_scoring(data: Samples, measured: NDArray[np.bool_], problem: _Problem) -> _State:
+    """Iterate the weighted linear fit on the model's own weights until nothing moves."""
+    design = problem.design.astype(np.float32)
+    parameters = np.nan_to_num(_start(data, measured, problem))
+    zero, one = np.float32(0.0), np.float32(1.0)
+    # A fixed number of steps: a test on the block would tie a pixel to its neighbours. Solving
+    # for the change keeps single precision out of the solution.
+    for _ in range(ITERATIONS):
+        eta = design @ parameters.astype(np.float32)
+        model, slope, precision = _predict(eta, problem)
+        kept = measured & (eta <= problem.max_od)
+        weights = np.where(kept, slope**2 * precision, zero)
+        step = np.clip((model - data) / np.maximum(slope, np.float32(1e-12)), -one, one)
+        change = _solve(_normal(weights, problem), (design.T @ (weights * step)).astype(np.float64))
+        parameters += np.nan_to_num(change)
+    eta = design @ parameters.astype(np.float32)
+    model, slope, precision = _predict(eta, problem)
+    kept = measured & (eta <= problem.max_od)
+    weights = np.where(kept, slope**2 * precision, zero)
+    misfit = np.where(kept, data - model, zero)
+    od, highest = _observed_od(data, measured, problem)
     return _State(
         parameters=parameters,
-        normal=normal,
-        right=right,
+        normal=_normal(weights, problem),
         weights=weights,
-        chi2=np.sum(misfit**2 / variance, axis=0),
+        chi2=np.sum(misfit**2 * precision, axis=0, dtype=np.float64),
         used=kept.sum(axis=0),
-        residual=residual,
-        data_od_max=np.where(np.isfinite(highest), highest, np.nan),
+        residual=_median_absolute(np.where(kept, od - eta, np.float32(np.nan))),
+        data_od_max=highest,
     )
 
 
-def _median_absolute(values: Array) -> Array:
+def _observed_od(
+    data: Samples, measured: NDArray[np.bool_], problem: _Problem
+) -> tuple[Samples, Array]:
+    """Optical density of the data, NaN where it has none, and the largest of each pixel."""
+    absorbed = (data - np.float32(problem.stray)) / np.float32(1.0 - problem.stray)
+    positive = measured & (absorbed > 0)
+    od = np.where(positive, -np.log(np.where(positive, absorbed, np.float32(1.0))), np.nan)
+    highest = np.max(np.where(positive, od, -np.inf), axis=0)
+    return od.astype(np.float32), np.where(np.isfinite(highest), highest, np.nan)
+
+
+def _median_absolute(values: Samples) -> Array:
     """Median over energy of |values|, NaN where there is nothing."""
     ordered = np.sort(np.abs(values), axis=0)  # NaN go last
     count = np.isfinite(ordered).sum(axis=0)
@@ -331,108 +373,112 @@ def _median_absolute(values: Array) -> Array:
 
 
 def _inverse(normal: Array) -> Array:
-    """Covariances of all pixels; NaN where the matrix has no inverse."""
-    size = normal.shape[1]
-    columns = [
-        _solve(normal.copy(), np.broadcast_to(np.eye(size)[k], normal.shape[:2]))
-        for k in range(size)
-    ]
-    return np.stack(columns, axis=2)
+    """Covariances (parameter, parameter, pixel); NaN where the matrix has no inverse."""
+    lower = _cholesky(normal)
+    unit = np.zeros(normal.shape[1:])
+    columns = []
+    for k in range(len(normal)):
+        unit[:] = 0.0
+        unit[k] = 1.0
+        columns.append(_substitute(lower, unit))
+    return np.stack(columns, axis=1)
 
 
 def _nonnegative(state: _State, n_components: int) -> Array:
     """Exact non-negative amounts: the best of all subsets that satisfies the constraint.
 
     Up to four components have at most sixteen subsets, so enumeration is exact and, over many
-    pixels at once, faster than any active-set iteration.
+    pixels at once, faster than any active-set iteration. Only pixels that violate the constraint
+    take part.
     """
-    size = state.parameters.shape[1]
-    free = list(range(n_components, size))
-    best = np.full(state.parameters.shape[0], np.inf)
-    result = np.zeros_like(state.parameters)
-    for count in range(n_components, -1, -1):
+    result = np.array(state.parameters[:n_components])
+    wrong = np.flatnonzero((result < 0).any(axis=0))
+    if wrong.size == 0:
+        return result
+    normal, parameters = state.normal[:, :, wrong], state.parameters[:, wrong]
+    right = np.einsum("ijp,jp->ip", normal, parameters)
+    free = list(range(n_components, len(parameters)))
+    best = np.full(wrong.size, np.inf)
+    found = np.zeros((n_components, wrong.size))
+    for count in range(n_components - 1, -1, -1):
         for subset in combinations(range(n_components), count):
             chosen = [*subset, *free]
-            trial = np.zeros_like(result)
+            trial = np.zeros_like(parameters)
             if chosen:
-                block = state.normal[:, chosen][:, :, chosen]
-                trial[:, chosen] = _solve(block, state.right[:, chosen])
-            cost = np.einsum("pi,pij,pj->p", trial, state.normal, trial)
-            cost -= 2.0 * np.einsum("pi,pi->p", trial, state.right)
-            with np.errstate(invalid="ignore"):
-                feasible = np.all(trial[:, :n_components] >= 0, axis=1) & (cost < best)
+                trial[chosen] = _solve(normal[np.ix_(chosen, chosen)], right[chosen])
+            # At its own solution the quadratic form is minus half the right-hand side times it.
+            cost = -np.sum(trial * right, axis=0)
+            feasible = np.all(trial[:n_components] >= 0, axis=0) & (cost < best)
             best = np.where(feasible, cost, best)
-            result = np.where(feasible[:, None], trial, result)
-    return result[:, :n_components]
+            found = np.where(feasible, trial[:n_components], found)
+    result[:, wrong] = found
+    return result
 
 
 def _systematic(state: _State, covariance: Array, problem: _Problem) -> Array:
     """Covariance of the parameters that the I0 noise and the energy error share over pixels."""
-    rows, columns = problem.pairs
-    products = problem.design[:, rows] * problem.design[:, columns]
-    spread = (state.weights * problem.i0_relative_errors[:, None]) ** 2
-    meat = np.empty_like(covariance)
-    upper = (products.T @ spread).T
-    meat[:, rows, columns] = upper
-    meat[:, columns, rows] = upper
-    total = covariance @ meat @ covariance
-    slopes = problem.slopes @ state.parameters[:, : len(problem.components)].T
-    pattern = (problem.design.T @ (state.weights * slopes)).T * problem.energy_shift_errors
-    moved = np.einsum("pij,pj->pi", covariance, pattern)
-    return np.asarray(total + moved[:, :, None] * moved[:, None, :])
+    spread = (state.weights * problem.i0_relative_errors.astype(np.float32)[:, None]) ** 2
+    meat = _normal(spread, problem)
+    total = _product(_product(covariance, meat), covariance)
+    count = len(problem.components)
+    slopes = problem.slopes.astype(np.float32) @ state.parameters[:count].astype(np.float32)
+    pattern = problem.design.astype(np.float32).T @ (state.weights * slopes)
+    moved = np.einsum("ijp,jp->ip", covariance, pattern * problem.energy_shift_errors)
+    return np.asarray(total + moved[:, None] * moved[None, :])
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Matrix products of all pixels."""
+    return np.asarray(np.einsum("ijp,jkp->ikp", left, right))
 
 
 def _fractions(amounts: Array) -> tuple[Array, Array]:
     """Fractions and total; NaN where there is nothing to take a fraction of."""
-    total = amounts.sum(axis=1)
+    total = amounts.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        fractions = np.where(total[:, None] > 0, amounts / total[:, None], np.nan)
-    return fractions, total
+        return np.where(total > 0, amounts / total, np.nan), total
 
 
 def _fraction_errors(amounts: Array, covariance: Array) -> Array:
     """Standard error of each fraction by linear propagation of the full covariance."""
-    count = amounts.shape[1]
-    total = amounts.sum(axis=1)
+    fractions, total = _fractions(amounts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        jacobian = -amounts[:, :, None] / total[:, None, None] ** 2 * np.ones(count)
-        jacobian += np.eye(count) / total[:, None, None]
-        variance = np.einsum("pki,pij,pkj->pk", jacobian, covariance, jacobian)
-        return np.where(total[:, None] > 0, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+        # var(f_k) t^2 = C_kk - 2 f_k sum_j C_kj + f_k^2 sum_ij C_ij
+        to_all = covariance.sum(axis=1)
+        own = np.array([covariance[k, k] for k in range(len(amounts))])
+        variance = own - 2.0 * fractions * to_all + fractions**2 * to_all.sum(axis=0)
+        return np.where(total > 0, np.sqrt(np.maximum(variance, 0.0)) / total, np.nan)
 
 
 def _summarise(state: _State, problem: _Problem) -> dict[str, NDArray[Any]]:
     """Named outputs of one block."""
-    count = len(problem.components)
-    degrees = state.used - problem.design.shape[1]
-    covariance = _inverse(state.normal)[:, :, :]
-    covariance[degrees < 0] = np.nan
-    shared = _systematic(state, covariance, problem)[:, :count, :count]
-    covariance = covariance[:, :count, :count]
-    usable = np.asarray(np.isfinite(covariance).all(axis=(1, 2)))
-    amounts = np.where(usable[:, None], state.parameters[:, :count], np.nan)
-    positive = np.where(usable[:, None], _nonnegative(state, count), np.nan)
+    count, size = len(problem.components), problem.design.shape[1]
+    degrees = state.used - size
+    covariance = _inverse(state.normal)
+    covariance[:, :, degrees < 0] = np.nan
+    shared = _systematic(state, covariance, problem)[:count, :count]
+    covariance = covariance[:count, :count]
+    usable = np.asarray(np.isfinite(covariance).all(axis=(0, 1)))
+    amounts = np.where(usable, state.parameters[:count], np.nan)
+    positive = np.where(usable, _nonnegative(state, count), np.nan)
     fractions, total = _fractions(amounts)
     shown, shown_total = _fractions(positive)
     random, systematic = (_fraction_errors(amounts, c) for c in (covariance, shared))
     result: dict[str, NDArray[Any]] = {}
     for k, name in enumerate(problem.components):
-        result[f"{name}_fraction"] = fractions[:, k]
-        result[f"{name}_fraction_errors"] = random[:, k]
-        result[f"{name}_fraction_systematic"] = systematic[:, k]
-        result[f"{name}_fraction_nonnegative"] = shown[:, k]
-        result[f"{name}_thickness"] = amounts[:, k]
+        result[f"{name}_fraction"] = fractions[k]
+        result[f"{name}_fraction_errors"] = random[k]
+        result[f"{name}_fraction_systematic"] = systematic[k]
+        result[f"{name}_fraction_nonnegative"] = shown[k]
+        result[f"{name}_thickness"] = amounts[k]
         for other in range(k, count):
-            key = f"{name}_{problem.components[other]}_covariance"
-            result[key] = covariance[:, k, other]
+            result[f"{name}_{problem.components[other]}_covariance"] = covariance[k, other]
     result["thickness"] = total
-    result["thickness_errors"] = np.sqrt(np.maximum(covariance.sum(axis=(1, 2)), 0.0))
-    result["thickness_systematic"] = np.sqrt(np.maximum(shared.sum(axis=(1, 2)), 0.0))
+    result["thickness_errors"] = np.sqrt(np.maximum(covariance.sum(axis=(0, 1)), 0.0))
+    result["thickness_systematic"] = np.sqrt(np.maximum(shared.sum(axis=(0, 1)), 0.0))
     result["thickness_nonnegative"] = shown_total
-    if problem.design.shape[1] > count:
-        result["offset"] = np.where(usable, state.parameters[:, count], np.nan)
-    else:
-        result["offset"] = np.zeros(total.shape)
+    offset = state.parameters[count] if size > count else np.zeros(total.shape)
+    result["offset"] = np.where(usable, offset, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         result["chi2"] = np.where(usable & (degrees > 0), state.chi2 / degrees, np.nan)
     result["residual"] = np.where(usable, state.residual, np.nan)

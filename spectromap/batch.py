@@ -1,0 +1,351 @@
+"""Runs: a description in, a result file, tables and a report out."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from spectromap import __version__
+from spectromap.config import STAGES, parse_run, resolve_paths, to_yaml
+from spectromap.io import open_stack, read_spectrum
+from spectromap.io.manifest import dataset_run, fetch
+from spectromap.io.masks import read_labels, read_mask
+from spectromap.io.results import read_result, result_lock, write_result, write_tables
+from spectromap.pipeline import IN_MEMORY_BYTES, SLAB_BYTES, Plan, analyze, misfits
+from spectromap.report import write_report
+from spectromap.schema import LOG, FileError, InputError, Instrument, Sample, SpectromapError
+
+__all__ = ["describe_run", "load_plan", "replay_description", "run"]
+
+RESULT_NAME = "result.h5"
+REPORT_NAME = "report.html"
+#: Peak memory of a run: the program itself, working copies of a slab, bytes a pixel of all maps.
+BASE_BYTES = 350 * 2**20
+SLAB_COPIES = 8
+MAP_BYTES = 160
+VERSIONED = ("numpy", "scipy", "scikit-image", "h5py", "xarray", "dask", "xraydb")
+
+
+def run(
+    description: Any, out: str | os.PathLike[str], *, progress: bool = False, command: str = ""
+) -> Path:
+    """Do one run and write its result, tables and report.
+
+    Parameters
+    ----------
+    description : Run
+        As `spectromap.config.load_run` returns it, with absolute paths.
+    out : path
+        Folder of the results; it is made if it is missing.
+    progress : bool
+        Show progress bars.
+    command : str
+        The command line, kept in the result.
+
+    Returns
+    -------
+    Path
+        The result file, ``result.h5``; beside it ``particles.csv``, ``models.csv`` and
+        ``report.html``.
+
+    Raises
+    ------
+    FileError, InputError
+        Something the user can mend; no partial result remains.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot be made ({error.strerror})", where=folder) from error
+    started = _now()
+    with result_lock(folder), _heard() as warnings:
+        stack = load_stack(description)
+        tree = analyze(stack, load_plan(description), scratch=folder, progress=progress)
+        process = _provenance(description, command, started, warnings)
+        tree["/entry/process"] = xr.DataTree(xr.Dataset(attrs=process))
+        result = folder / RESULT_NAME
+        write_result(tree, result)
+        write_tables(tree, folder)
+        write_report(tree, folder / REPORT_NAME)
+    return result
+
+
+def load_stack(description: Any) -> xr.DataArray:
+    """Open the stack of a run description, with the technique that it states."""
+    stack = open_stack(description.stack)
+    if description.technique is not None:
+        stack.attrs["technique"] = description.technique
+    return stack
+
+
+def load_plan(description: Any) -> Plan:
+    """Everything of a run description that `spectromap.pipeline.analyze` takes, files read.
+
+    Raises
+    ------
+    FileError, InputError
+        A file named in the description is missing or unusable.
+    """
+    spectra, scales, widths = {}, {}, {}
+    for name, reference in description.references.items():
+        _must_exist(reference.file, f"references.{name}.file")
+        spectrum = read_spectrum(reference.file, column=reference.column, units=reference.units)
+        if reference.valence is not None:
+            spectrum.attrs["valence"] = reference.valence
+        spectra[name], scales[name] = spectrum, reference.scale
+        if reference.fwhm_eV is not None:
+            widths[name] = reference.fwhm_eV
+    i0 = description.i0
+    for key in ("mask", "spectrum"):
+        if getattr(i0, key) is not None:
+            _must_exist(getattr(i0, key), f"i0.{key}")
+    return Plan(
+        spectra=spectra,
+        fraction=_fraction(description),
+        edge=description.edge,
+        sample=Sample(**description.sample.model_dump()),
+        instrument=Instrument(**description.instrument.model_dump()),
+        i0_region=i0.region,
+        i0_mask=None if i0.mask is None else np.asarray(read_mask(i0.mask), dtype=bool),
+        i0_spectrum=None if i0.spectrum is None else read_spectrum(i0.spectrum),
+        scales=scales,
+        fwhm_eV=widths,
+        labels=_labels(description.labels),
+        options={name: getattr(description, name).model_dump() for name in STAGES},
+        seed=description.seed,
+    )
+
+
+def check(description: Any) -> xr.DataArray:
+    """Look at everything a run would read, without running it.
+
+    Returns
+    -------
+    DataArray
+        The lazy stack.
+
+    Raises
+    ------
+    FileError, InputError
+        With every mistake found, each on a line.
+    """
+    problems: list[str] = []
+    stack: xr.DataArray | None = None
+    plan: Plan | None = None
+    try:
+        stack = load_stack(description)
+    except SpectromapError as error:
+        problems.append(str(error))
+    try:
+        plan = load_plan(description)
+    except SpectromapError as error:
+        problems.append(str(error))
+    if stack is not None and plan is not None:
+        problems += misfits(stack, plan)
+    if problems or stack is None:
+        raise InputError("".join(f"\n  - {p}" for p in problems), where="this run cannot work")
+    return stack
+
+
+def memory_report(stack: xr.DataArray) -> str:
+    """What a run on a stack needs of memory and disk, as text."""
+    size = 4 * int(np.prod(stack.shape))
+    pixels = int(np.prod(stack.shape[1:]))
+    held = size if size <= IN_MEMORY_BYTES else 0
+    memory = BASE_BYTES + held + SLAB_COPIES * min(SLAB_BYTES, size) + MAP_BYTES * pixels
+    scratch = 0 if held else size
+    return (
+        f"stack {' x '.join(map(str, stack.shape))}: about {memory / 2**30:.1f} GiB of memory,"
+        f" {scratch / 2**30:.1f} GiB of scratch disk"
+    )
+
+
+def _must_exist(path: str, key: str) -> None:
+    if not Path(path).is_file():
+        raise FileError(
+            f"no such file: {path}",
+            where=key,
+            remedy="Paths in a run description are relative to the description's own folder.",
+        )
+
+
+def _fraction(description: Any) -> str:
+    """The mapped component: as stated, else the most reduced one, else the last."""
+    if description.fraction is not None:
+        return str(description.fraction)
+    names = list(description.references)
+    valences = {n: r.valence for n, r in description.references.items() if r.valence is not None}
+    if len(valences) == len(names) and names:
+        return str(min(names, key=lambda name: valences[name]))
+    return str(names[-1]) if names else ""
+
+
+def _labels(path: str | None) -> Any:
+    """Particle labels from an image or from an earlier result."""
+    if path is None:
+        return None
+    _must_exist(path, "labels")
+    if Path(path).suffix.lower() in (".tif", ".tiff", ".npy"):
+        return np.asarray(read_labels(path))
+    tree = read_result(path)
+    try:
+        return np.asarray(tree["/entry/maps/particle_label"].values)
+    except KeyError as error:
+        raise InputError("the result holds no particle labels", where=path) from error
+
+
+def describe_run(target: str | None, config: Mapping[str, Any] | None, where: object) -> Any:
+    """The run description of a file, a data set, a description, or a mixture.
+
+    Parameters
+    ----------
+    target : str, optional
+        A file, a glob, or the name of a data set in the manifest; replaces ``stack``.
+    config : mapping, optional
+        A run description with absolute paths.
+    where : object
+        The description's file, for messages.
+
+    Returns
+    -------
+    Run
+    """
+    content: dict[str, Any] = dict(config or {})
+    named = target if target is not None else content.get("stack")
+    if isinstance(named, str) and not _is_file(named):
+        folder = fetch(named)
+        known = resolve_paths(dataset_run(named), folder)
+        known |= {key: value for key, value in content.items() if key != "stack"}
+        content = known
+    elif target is not None:
+        content["stack"] = str(Path(target).resolve()) if Path(target).exists() else target
+    return parse_run(content, where)
+
+
+def _is_file(name: str) -> bool:
+    """Whether a stack is meant as files rather than as the name of a data set."""
+    looks = any(mark in name for mark in "*?[/\\") or "." in Path(name).name
+    return Path(name).exists() or looks
+
+
+def replay_description(result: str | os.PathLike[str]) -> Any:
+    """The run description that a result file carries, checked against its input files.
+
+    Raises
+    ------
+    FileError, InputError
+        No result file, or an input file that is gone or no longer the same.
+    """
+    process = read_result(result)["/entry/process"].attrs
+    description = parse_run(json.loads(str(process["configuration_json"])), result)
+    for key in ("input_sha256", "reference_sha256"):
+        for path, expected in json.loads(str(process[key])).items():
+            if not Path(path).is_file():
+                raise FileError(
+                    "the file this result was made from is gone",
+                    where=path,
+                    remedy="Put it back, or run again with --config.",
+                )
+            if _sha256(Path(path)) != expected:
+                raise FileError(
+                    "the file has changed since this result was made, so a replay would not"
+                    " repeat it",
+                    where=path,
+                    remedy="Restore the file, or run again with --config.",
+                )
+    return description
+
+
+def _provenance(
+    description: Any, command: str, started: str, warnings: list[str]
+) -> dict[str, str | int]:
+    """Attributes of the ``process`` group: enough to replay the run."""
+    files = [getattr(description.i0, key) for key in ("mask", "spectrum")] + [description.labels]
+    files += [reference.file for reference in description.references.values()]
+    hashes = {path: _sha256(Path(path)) for path in files if path is not None}
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {
+        "program": "spectromap",
+        "version": __version__,
+        "configuration": to_yaml(description),
+        "configuration_json": description.model_dump_json(),
+        "input_sha256": json.dumps({str(p): _sha256(p) for p in _stack_files(description.stack)}),
+        "reference_sha256": json.dumps(hashes),
+        "seed": int(description.seed),
+        "warnings": json.dumps(warnings),
+        "start_time": started,
+        "end_time": _now(),
+        "python": platform.python_version(),
+        "packages": json.dumps(versions),
+        "command": command,
+    }
+
+
+def _stack_files(stack: str | list[str]) -> list[Path]:
+    """Every file that a stack consists of."""
+    import glob
+
+    names = [stack] if isinstance(stack, str) else stack
+    found: list[Path] = []
+    for name in names:
+        paths = [Path(name)] if Path(name).exists() else sorted(map(Path, glob.glob(name)))
+        for path in paths:
+            found.append(path)
+            if path.suffix.lower() == ".hdr":
+                found += sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.xim"))
+            if path.suffix.lower() in (".ncb", ".dat"):
+                partner = path.with_suffix(".dat" if path.suffix.lower() == ".ncb" else ".ncb")
+                found += [partner] if partner.exists() else []
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class _Collector(logging.Handler):
+    """Keeps the text of every warning once."""
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        text = record.getMessage()
+        if text not in self.messages:
+            self.messages.append(text)
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect warnings of this package and of others while a run lasts."""
+    collector = _Collector()
+    third_party = logging.getLogger("py.warnings")
+    logging.captureWarnings(True)
+    LOG.addHandler(collector)
+    third_party.addHandler(collector)
+    try:
+        yield collector.messages
+    finally:
+        LOG.removeHandler(collector)
+        third_party.removeHandler(collector)
+        logging.captureWarnings(False)

@@ -1,0 +1,254 @@
+"""The run description: one YAML file that says everything about a run.
+
+The sections of the stages are made from the stages' own keyword-only arguments, so that the file
+and the functions cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from spectromap import align, calibrate, heterogeneity, profiles, segment, unmix
+from spectromap.io._yaml import read_yaml
+from spectromap.radial import fit as radial_fit
+from spectromap.schema import SCHEMA_VERSION, InputError, Instrument, Sample
+
+__all__ = ["Run", "load_run", "parse_run", "resolve_paths", "to_yaml"]
+
+#: Every stage section of the run description and the function whose options it holds.
+STAGES: dict[str, Callable[..., Any]] = {
+    "align": align.register,
+    "energy": calibrate.energy_shift,
+    "fit": unmix.fit_components,
+    "segment": segment.find_particles,
+    "agglomerates": segment.group_agglomerates,
+    "particles": segment.particle_table,
+    "profiles": profiles.radial_profiles,
+    "models": radial_fit.fit_models,
+    "pooled": radial_fit.pool,
+    "heterogeneity": heterogeneity.contrasts,
+}
+
+
+class _Section(BaseModel):
+    """A part of the run description: unknown keys are mistakes, and nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def stage_options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Options that a run description may set: keyword-only arguments, or fields of a dataclass.
+
+    The seed is left out: there is one for the whole run.
+    """
+    parameters = inspect.signature(function).parameters
+    if inspect.isclass(function):
+        return dict(parameters)
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "seed"
+    }
+
+
+def _section(name: str, function: Callable[..., Any]) -> type[_Section]:
+    """Model of one section, from the signature of its function."""
+    hints = typing.get_type_hints(function)
+    fields: dict[str, Any] = {
+        option: (hints[option], parameter.default)
+        for option, parameter in stage_options(function).items()
+    }
+    return create_model(f"{name.capitalize()}Section", __base__=_Section, **fields)
+
+
+class I0(_Section):
+    """Where I0 comes from; nothing given means the open area that is found by itself."""
+
+    region: tuple[int, int, int, int] | None = None
+    mask: str | None = None
+    spectrum: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> I0:
+        given = [n for n in ("region", "mask", "spectrum") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of region, mask and spectrum, not {' and '.join(given)}")
+        if self.region is not None:
+            y0, y1, x0, x1 = self.region
+            if not (0 <= y0 < y1 and 0 <= x0 < x1):
+                raise ValueError(
+                    "region is y0, y1, x0, x1 in pixels, with 0 <= y0 < y1 and x0 < x1"
+                )
+        return self
+
+
+def _auto(value: Any) -> Any:
+    return {} if value in ("auto", None) else value
+
+
+class Reference(_Section):
+    """One reference spectrum."""
+
+    file: str
+    valence: float | None = None
+    scale: Literal["auto", "edge_jump", "none"] = "auto"
+    units: str | None = None
+    column: str | None = None
+    fwhm_eV: float | None = Field(default=None, gt=0)
+
+
+SampleSection = _section("sample", Sample)
+InstrumentSection = _section("instrument", Instrument)
+_STAGE_FIELDS: dict[str, Any] = {
+    name: (model, Field(default_factory=model))
+    for name, model in ((n, _section(n, f)) for n, f in STAGES.items())
+}
+
+
+class _Run(_Section):
+    """Everything a run needs beyond the numbers in the stack."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION  # type: ignore[assignment]
+    technique: Literal["stxm", "ptychography"] | None = None
+    stack: str | list[str]
+    edge: str | None = None
+    sample: SampleSection = Field(default_factory=SampleSection)  # type: ignore[valid-type]
+    instrument: InstrumentSection = Field(  # type: ignore[valid-type]
+        default_factory=InstrumentSection
+    )
+    i0: Annotated[I0, BeforeValidator(_auto)] = Field(default_factory=I0)
+    references: dict[str, Reference] = Field(default_factory=dict)
+    fraction: str | None = None
+    labels: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Run:
+        if self.references and not 2 <= len(self.references) <= 4:
+            raise ValueError("references: give two to four of them")
+        if self.fraction is not None and self.fraction not in self.references:
+            raise ValueError(
+                f"fraction: '{self.fraction}' is not one of the references"
+                f" ({', '.join(self.references) or 'none given'})"
+            )
+        bad = [name for name in self.references if not name.isidentifier()]
+        if bad:
+            raise ValueError(f"references: {bad} cannot name a component; use letters and digits")
+        return self
+
+
+Run = create_model("Run", __base__=_Run, __doc__=_Run.__doc__, **_STAGE_FIELDS)
+
+
+def parse_run(content: Mapping[str, Any], where: object = "run description") -> Any:
+    """Check a run description and fill in the defaults.
+
+    Parameters
+    ----------
+    content : mapping
+        As read from YAML.
+    where : object
+        The file, for messages.
+
+    Returns
+    -------
+    Run
+        The frozen, validated description.
+
+    Raises
+    ------
+    InputError
+        With every mistake on a line of its own, each with its path.
+    """
+    try:
+        return Run.model_validate(dict(content))
+    except ValidationError as error:
+        lines = [_mistake(item) for item in error.errors()]
+        count = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
+        text = "".join(f"\n  - {line}" for line in lines)
+        raise InputError(f"{count} in the run description:{text}", where=where) from None
+
+
+def _mistake(item: Any) -> str:
+    """One line about one mistake."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    if item["type"] == "missing":
+        return f"{path}: is required"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{path}: {message}{shown}" if path else f"{message}"
+
+
+def resolve_paths(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths of a run description made absolute, relative ones from the given folder.
+
+    A path that does not exist below the folder is left as it is: it may name a data set.
+    """
+
+    def absolute(value: str) -> str:
+        candidate = folder / value
+        found = candidate.exists() or any(mark in value for mark in "*?[")
+        return str(candidate.resolve() if candidate.exists() else candidate) if found else value
+
+    def walk(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {k: walk(v, k) for k, v in value.items()}
+        if key in ("stack", "file", "mask", "spectrum", "labels") and isinstance(value, str):
+            return absolute(value)
+        if key == "stack" and isinstance(value, list):
+            return [absolute(v) if isinstance(v, str) else v for v in value]
+        return value
+
+    return {key: walk(value, key) for key, value in content.items()}
+
+
+def load_content(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Keys and values of a run description file, paths made absolute."""
+    return resolve_paths(read_yaml(path), Path(path).resolve().parent)
+
+
+def load_run(path: str | os.PathLike[str], **overrides: Any) -> Any:
+    """Read a run description; paths in it are relative to the file.
+
+    Parameters
+    ----------
+    path : path
+        The YAML file.
+    **overrides
+        Top-level keys that replace those of the file.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    FileError, InputError
+        The file cannot be read, or holds mistakes; all are named at once.
+    """
+    return parse_run({**load_content(path), **overrides}, path)
+
+
+def to_yaml(run: Any) -> str:
+    """The whole run description, defaults included, as YAML text."""
+    text: str = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
