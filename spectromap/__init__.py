@@ -1,3 +1,74 @@
-"""spectromap: oxygen-loss maps from X-ray spectromicroscopy of battery cathodes."""
+"""spectromap: oxygen-loss maps from X-ray spectromicroscopy of battery cathodes.
+
+Read `spectromap.schema` for names and units, then `spectromap.pipeline` for the method.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0.dev0"
+
+#: Every public name and the module it comes from; loaded when it is first used.
+_PUBLIC = {
+    "FileError": "schema",
+    "InputError": "schema",
+    "Instrument": "schema",
+    "Sample": "schema",
+    "SpectromapError": "schema",
+    "check_map": "schema",
+    "check_stack": "schema",
+    "open_stack": "io",
+    "read_spectrum": "io",
+    "write_spectrum": "io",
+    "read_result": "io.results",
+    "write_result": "io.results",
+    "fetch": "io.manifest",
+    "load_manifest": "io.manifest",
+    "Edge": "references",
+    "Material": "references",
+    "reference_set": "references",
+    "find_defects": "detector",
+    "register": "align",
+    "apply_shifts": "align",
+    "find_open_area": "absorption",
+    "i0_from_area": "absorption",
+    "i0_from_spectrum": "absorption",
+    "transmission": "absorption",
+    "optical_density": "absorption",
+    "energy_shift": "calibrate",
+    "fit_components": "unmix",
+    "find_particles": "segment",
+    "group_agglomerates": "segment",
+    "edge_distance": "segment",
+    "particle_table": "segment",
+    "radial_profiles": "profiles",
+    "fit_models": "radial.fit",
+    "pool": "radial.fit",
+    "contrasts": "heterogeneity",
+    "Plan": "pipeline",
+    "analyze": "pipeline",
+    "load_run": "config",
+    "run": "batch",
+    "write_report": "report",
+}
+
+__all__ = [*_PUBLIC, "__version__", "synthetic"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or a module of the package, when it is first asked for."""
+    if name in _PUBLIC:
+        value = getattr(import_module(f"spectromap.{_PUBLIC[name]}"), name)
+    elif name in ("synthetic", "figures", "radial", "io"):
+        value = import_module(f"spectromap.{name}")
+    else:
+        raise AttributeError(f"module 'spectromap' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted(__all__)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from spectromap import align, calibrate, heterogeneity, profiles, segment, unmix
-from spectromap.io._yaml import read_yaml
+from spectromap.io._yaml import load_yaml, mistakes
 from spectromap.radial import fit as radial_fit
 from spectromap.schema import SCHEMA_VERSION, InputError, Instrument, Sample
 
@@ -179,23 +179,10 @@ def parse_run(content: Mapping[str, Any], where: object = "run description") -> 
     try:
         return Run.model_validate(dict(content))
     except ValidationError as error:
-        lines = [_mistake(item) for item in error.errors()]
-        count = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
-        text = "".join(f"\n  - {line}" for line in lines)
-        raise InputError(f"{count} in the run description:{text}", where=where) from None
-
-
-def _mistake(item: Any) -> str:
-    """One line about one mistake."""
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
-    if item["type"] == "missing":
-        return f"{path}: is required"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{path}: {message}{shown}" if path else f"{message}"
+        count = f"{error.error_count()} mistakes" if error.error_count() > 1 else "a mistake"
+        raise InputError(
+            f"{count} in the run description:{mistakes(error.errors())}", where=where
+        ) from None
 
 
 def resolve_paths(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -223,7 +210,7 @@ def resolve_paths(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def load_content(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Keys and values of a run description file, paths made absolute."""
-    return resolve_paths(read_yaml(path), Path(path).resolve().parent)
+    return resolve_paths(load_yaml(path), Path(path).resolve().parent)
 
 
 def load_run(path: str | os.PathLike[str], **overrides: Any) -> Any:
