@@ -102,7 +102,7 @@ def load_plan(description: Any) -> Plan:
     spectra, scales, widths = {}, {}, {}
     for name, reference in description.references.items():
         _must_exist(reference.file, f"references.{name}.file")
-        spectrum = read_spectrum(reference.file, column=reference.column, units=reference.units)
+        spectrum = _reference_spectrum(name, reference)
         if reference.valence is not None:
             spectrum.attrs["valence"] = reference.valence
         spectra[name], scales[name] = spectrum, reference.scale
@@ -127,6 +127,16 @@ def load_plan(description: Any) -> Plan:
         options={name: getattr(description, name).model_dump() for name in STAGES},
         seed=description.seed,
     )
+
+
+def _reference_spectrum(name: str, reference: Any) -> xr.DataArray:
+    """One reference; of a file with several columns, the one named like the component."""
+    if reference.column is None:
+        try:
+            return read_spectrum(reference.file, column=name, units=reference.units)
+        except SpectromapError:
+            LOG.debug("%s has no column '%s'", reference.file, name)
+    return read_spectrum(reference.file, column=reference.column, units=reference.units)
 
 
 def check(description: Any) -> xr.DataArray:

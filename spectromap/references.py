@@ -184,12 +184,21 @@ def tabulated_absorption(energy: Spectrum, material: Material) -> Spectrum:
     return np.asarray(per_cm * 1e-7)
 
 
+def _power_law(energy: Spectrum, anchors: Spectrum, material: Material) -> Spectrum:
+    """Tabulated absorption in nm-1, continued from two energies as a power of the energy."""
+    total = tabulated_absorption(anchors, material)
+    slope = np.log(total[1] / total[0]) / np.log(anchors[1] / anchors[0])
+    return np.asarray(total[1] * (energy / anchors[1]) ** slope)
+
+
 def _without_edge(energy: Spectrum, edge: Edge, material: Material) -> Spectrum:
-    """Tabulated absorption with the edge element held at its pre-edge power law, in nm-1."""
-    pre = np.array([0.94, 0.995]) * edge.first_eV - BELOW_EDGE_EV
-    total = tabulated_absorption(pre, material)
-    slope = np.log(total[1] / total[0]) / np.log(pre[1] / pre[0])
-    return np.asarray(total[1] * (energy / pre[1]) ** slope)
+    """What would be absorbed without the edge, in nm-1."""
+    return _power_law(energy, np.array([0.94, 0.975]) * edge.first_eV, material)
+
+
+def _with_edge(energy: Spectrum, edge: Edge, material: Material) -> Spectrum:
+    """What is absorbed above the edge; the tables themselves are rounded off close to it."""
+    return _power_law(energy, edge.last_eV + np.array([25.0, 45.0]), material)
 
 
 def _split(spectrum: xr.DataArray, edge: Edge, name: str) -> tuple[Spectrum, Spectrum, Spectrum]:
@@ -222,7 +231,7 @@ def _tie_to_tables(spectrum: xr.DataArray, edge: Edge, material: Material, name:
     _, post, line = _split(spectrum, edge, name)
     energy, values = spectrum.energy.values, spectrum.values.astype(float)
     background = _without_edge(energy, edge, material)
-    jump = tabulated_absorption(energy[post], material) - background[post]
+    jump = _with_edge(energy[post], edge, material) - background[post]
     measured = values[post] - line[post]
     scale = float(np.sum(jump * measured) / np.sum(measured**2))
     if not np.isfinite(scale) or np.mean(measured) <= 0:
