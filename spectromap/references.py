@@ -205,7 +205,8 @@ def _split(spectrum: xr.DataArray, edge: Edge, name: str) -> tuple[Spectrum, Spe
     """Boolean masks of the pre-edge and post-edge, and the pre-edge line of a spectrum."""
     energy, values = spectrum.energy.values, spectrum.values.astype(float)
     pre = energy < edge.first_eV - BELOW_EDGE_EV
-    post = energy > edge.last_eV + ABOVE_EDGE_EV
+    far, near = (energy > edge.last_eV + k * ABOVE_EDGE_EV for k in (2.0, 1.0))
+    post = far if far.sum() > 3 else near  # the tail of the last white line reaches far
     if not post.any() or not pre.any():
         missing = "post-edge" if not post.any() else "pre-edge"
         place = (

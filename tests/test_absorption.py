@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from make_stacks import label, make
+from scipy import ndimage
 
 from spectromap import absorption, align
 from spectromap.schema import InputError
@@ -38,7 +39,8 @@ def test_open_area_is_the_hole_in_a_film_not_the_film():
 def test_i0_follows_the_drift_and_states_its_error():
     made = make(seed=2, photons=500.0, dark=20.0)
     shifts = align.register(made.stack, made.references, 20.0)
-    area = (made.t4 + made.t3) < 1e-6
+    # The optics blur the rims into the open area: stay away from them.
+    area = ndimage.binary_erosion((made.t4 + made.t3) < 1e-6, iterations=5)
     i0 = absorption.i0_from_area(made.stack, area, shifts, 20.0)
     pull = (i0.i0.values - made.i0) / i0.i0_errors.values
     assert abs(np.mean(i0.i0.values / made.i0) - 1) < 0.01
