@@ -70,7 +70,7 @@ def test_an_od_of_unknown_thickness_is_tied_to_the_tables():
     result = references.normalise_reference(od, EDGE, material=LMR)
     far = (energy < 632) | (energy > 680)
     assert np.allclose(result.values[far], per_nm[far], rtol=0.02)
-    assert result.values.max() == pytest.approx(per_nm.max(), rel=0.03)
+    assert result.values.max() == pytest.approx(per_nm.max(), rel=0.05)
 
 
 def test_mn2o3_is_put_on_the_mn_density_of_the_sample():
