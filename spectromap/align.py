@@ -37,6 +37,7 @@ INCONSISTENT_PX = 1.5
 POOR_ERROR_PX = 0.5
 REFINEMENTS = 3
 NOMINAL_COUNTS = 1e4
+PIXEL_BLOCK = 32768
 #: What interpolation and an imperfect spectral model leave, whatever the photons; in pixels.
 MODEL_ERROR_PX = 0.01
 
@@ -397,23 +398,22 @@ class _Refiner:
             floor = max(1.0 / self.level[k], 1e-3)
             density[k] = -np.log(np.maximum(aligned / self.level[k], floor)).ravel()
         basis = self._basis(density, usable)
-        measured = np.isfinite(density)
         weight = np.where(usable, self.level, 0.0) * np.exp(-_mean_absorption(density))
-        weights = measured * np.nan_to_num(weight)[:, None]
-        rows, columns = np.triu_indices(basis.shape[1])
-        upper = (basis[:, rows] * basis[:, columns]).T @ weights
-        normal = np.empty((density.shape[1], basis.shape[1], basis.shape[1]))
-        normal[:, rows, columns] = normal[:, columns, rows] = upper.T
-        ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-30
-        normal += ridge * np.eye(basis.shape[1])
-        right = basis.T @ (weights * np.nan_to_num(density))
-        amounts = np.linalg.solve(normal, right.T[:, :, None])[:, :, 0]
-        # A pixel seen by few frames is extrapolated to the others, badly.
-        amounts[measured.sum(axis=0) < 0.7 * usable.sum()] = np.nan
-        images = amounts.T.reshape(-1, ny, nx)
-        smooth = [_smooth(image, self._smoothing()) for image in images]
-        eta = np.tensordot(basis, np.array(smooth), axes=1)
-        return np.exp(-np.clip(eta, -1.0, 12.0)).astype(np.float32)
+        blocks = range(0, ny * nx, PIXEL_BLOCK)
+        amounts = np.concatenate(
+            [
+                _amounts(density[:, k : k + PIXEL_BLOCK], basis, np.nan_to_num(weight))
+                for k in blocks
+            ],
+            axis=1,
+        )
+        sigma = self._smoothing()
+        images = [_smooth(image.reshape(ny, nx), sigma) for image in amounts]
+        # The densities are not needed any more: reuse their memory.
+        for row, coefficients in zip(density, basis, strict=True):
+            eta = np.tensordot(coefficients, np.array(images), axes=1)
+            row[:] = np.exp(-np.clip(eta, -1.0, 12.0)).ravel()
+        return density.reshape(count, ny, nx)
 
     def _basis(self, density: Frames, usable: NDArray[np.bool_]) -> Array:
         """Spectra of the model: the references on the stack's own baseline, or its mean.
@@ -468,6 +468,23 @@ class _Refiner:
         signal = float(np.var(design @ solution))
         agreement = signal / (signal + max(float(np.var(misfit)) - float(np.mean(1 / weights)), 0))
         return step, error, agreement
+
+
+def _amounts(density: Frames, basis: Array, weight: Array) -> Array:
+    """Amounts (basis, pixel) of the basis spectra, NaN where too few frames saw the pixel."""
+    measured = np.isfinite(density)
+    weights = measured * weight[:, None]
+    rows, columns = np.triu_indices(basis.shape[1])
+    upper = (basis[:, rows] * basis[:, columns]).T @ weights
+    normal = np.empty((density.shape[1], basis.shape[1], basis.shape[1]))
+    normal[:, rows, columns] = normal[:, columns, rows] = upper.T
+    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-30
+    normal += ridge * np.eye(basis.shape[1])
+    right = basis.T @ (weights * np.nan_to_num(density))
+    amounts = np.linalg.solve(normal, right.T[:, :, None])[:, :, 0].T
+    # A pixel seen by few frames is extrapolated to the others, badly.
+    amounts[:, measured.sum(axis=0) < 0.7 * (weight > 0).sum()] = np.nan
+    return np.asarray(amounts)
 
 
 def _bright_level(frame: Frames) -> float:
