@@ -20,6 +20,7 @@ import xarray as xr
 from spectromap import __version__
 from spectromap.config import STAGES, parse_run, resolve_paths, to_yaml
 from spectromap.io import open_stack, read_spectrum
+from spectromap.io._yaml import parse_yaml
 from spectromap.io.manifest import dataset_run, fetch
 from spectromap.io.masks import read_labels, read_mask
 from spectromap.io.results import read_result, result_lock, write_result, write_tables
@@ -259,8 +260,8 @@ def replay_description(result: str | os.PathLike[str]) -> Any:
     FileError, InputError
         No result file, or an input file that is gone or no longer the same.
     """
-    process = read_result(result)["/entry/process"].attrs
-    description = parse_run(json.loads(str(process["configuration_json"])), result)
+    process = read_result(result)["entry"].children["process"].attrs
+    description = parse_run(parse_yaml(str(process["configuration"]), result), result)
     for key in ("input_sha256", "reference_sha256"):
         for path, expected in json.loads(str(process[key])).items():
             if not Path(path).is_file():
@@ -291,7 +292,6 @@ def _provenance(
         "program": "spectromap",
         "version": __version__,
         "configuration": to_yaml(description),
-        "configuration_json": description.model_dump_json(),
         "input_sha256": json.dumps({str(p): _sha256(p) for p in _stack_files(description.stack)}),
         "reference_sha256": json.dumps(hashes),
         "seed": int(description.seed),

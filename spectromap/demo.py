@@ -56,7 +56,9 @@ def run_demo(out: str | os.PathLike[str], *, seed: int = 0, progress: bool = Fal
     )
     truth = read_result(folder / "simulated" / "truth.h5")
     result = read_result(result_path)
-    figures.save_figure(figures.truth_comparison(result, truth), folder / "truth.png")
+    comparison = figures.truth_comparison(result, truth)
+    if comparison is not None:
+        figures.save_figure(comparison, folder / "truth.png")
     table = format_rows(compare(truth, result))
     (folder / "truth.txt").write_text(table + "\n", encoding="utf-8")
     return f"{table}\n\nreport: {folder / batch.REPORT_NAME}\nresult: {result_path}"
@@ -93,11 +95,18 @@ def compare(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
     return rows + _particle_rows(truth, result) + _model_rows(truth, result)
 
 
+def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """One group of a result or a truth tree."""
+    node = tree[f"/entry/{name}"]
+    assert isinstance(node, xr.DataTree)
+    return node.to_dataset()
+
+
 def shift_errors(truth: xr.DataTree, result: xr.DataTree) -> NDArray[np.float64]:
     """Distance in pixels between true and found shift of every frame kept, offset removed."""
-    found, real = result["/entry/shifts"], truth["/entry/shifts"]
+    found, real = _group(result, "shifts"), _group(truth, "shifts")
     kept = ~found["flagged"].values.astype(bool)
-    step = pixel_size(truth["/entry/maps"]["thickness"])
+    step = pixel_size(_group(truth, "maps")["thickness"])
     parts = []
     for axis, pixel in zip("yx", step, strict=True):
         difference = (found[f"shift_{axis}"].values - real[f"shift_{axis}"].values)[kept] / pixel
@@ -107,9 +116,9 @@ def shift_errors(truth: xr.DataTree, result: xr.DataTree) -> NDArray[np.float64]
 
 def _shift_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
     error = shift_errors(truth, result)
-    flagged = int(result["/entry/shifts"]["flagged"].values.sum())
+    flagged = int(_group(result, "shifts")["flagged"].values.sum())
     median, high = np.median(error), np.percentile(error, 95)
-    spectra, real = result["/entry/spectra"], truth["/entry/spectra"]
+    spectra, real = _group(result, "spectra"), _group(truth, "spectra")
     return [
         Row(
             "shift error [px]",
@@ -126,7 +135,7 @@ def _shift_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
 
 
 def _map_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
-    maps, real = result["/entry/maps"], truth["/entry/maps"]
+    maps, real = _group(result, "maps"), _group(truth, "maps")
     name = f"{maps.attrs['fraction']}_fraction"
     blurred = f"{name}_blurred" if f"{name}_blurred" in real else name
     thickness = "thickness_blurred" if "thickness_blurred" in real else "thickness"
@@ -167,8 +176,8 @@ def overlaps(true_labels: NDArray[Any], found_labels: NDArray[Any]) -> dict[int,
 
 
 def _particle_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
-    real = truth["/entry/maps"]["particle_label"].values
-    found = result["/entry/maps"]["particle_label"].values
+    real = _group(truth, "maps")["particle_label"].values
+    found = _group(result, "maps")["particle_label"].values
     matched = overlaps(real, found)
     mean = np.mean([iou for _, iou in matched.values()]) if matched else 0.0
     return [
@@ -182,7 +191,7 @@ def _particle_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
 
 
 def _model_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
-    pooled, real = result["/entry/pooled"], truth["/entry/pooled"]
+    pooled, real = _group(result, "pooled"), _group(truth, "pooled")
     low, high = float(pooled["log10_D_low68"]), float(pooled["log10_D_high68"])
     return [
         Row(

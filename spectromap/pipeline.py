@@ -41,6 +41,7 @@ from spectromap.schema import (
 
 __all__ = ["Plan", "analyze"]
 
+Groups = dict[str, xr.Dataset]
 Options = Mapping[str, Mapping[str, Any]]
 Mask = NDArray[np.bool_]
 
@@ -227,7 +228,20 @@ class _Run:
     def register(self) -> xr.Dataset:
         """Shift of every frame."""
         _say(self.progress, "registering frames")
-        return align.register(self.stack, self.reference_set(), self.dark, **self.plan.of("align"))
+        known = self.reference_set() if self.plan.spectra else None
+        return align.register(self.stack, known, self.dark, **self.plan.of("align"))
+
+    def without_references(self, shifts: xr.Dataset, i0: xr.Dataset) -> Groups:
+        """What can be said without references: shifts, I0, mean spectrum, mean OD."""
+        LOG.warning("no references are given: no composition, no thickness, no particles")
+        spectra = self._mean_spectrum(shifts, i0)
+        total = self._mean_transmission(shifts, i0)
+        maps = xr.Dataset(coords={"y": self.stack.y, "x": self.stack.x})
+        with np.errstate(divide="ignore", invalid="ignore"):
+            od = np.where(total > 0, -np.log(total), np.nan).astype(np.float32)
+        text = "optical density of the mean transmission"
+        maps["mean_od"] = (("y", "x"), od, {"units": "1", "long_name": text})
+        return {"shifts": shifts, "spectra": spectra, "maps": maps}
 
     def open_area(self, shifts: xr.Dataset, defects: xr.Dataset) -> xr.Dataset:
         """I0 of every frame, with the gain it implies in ``attrs['gain']``."""
@@ -403,10 +417,16 @@ class _Run:
 
     def find_particles(
         self, maps: xr.Dataset, spectra: xr.Dataset, components: xr.Dataset
-    ) -> dict[str, xr.Dataset]:
+    ) -> Groups:
         """Particles and everything that follows from them; adds the labels to the maps."""
-        _say(self.progress, "particles, profiles and models")
         plan, fraction = self.plan, self.plan.fraction
+        if maps["thickness"].attrs["units"] != "nm":
+            LOG.warning(
+                "thickness is relative to the references, so no particles are looked for; give"
+                " sample.formula and sample.density_g_cm3, or references per nm"
+            )
+            return {}
+        _say(self.progress, "particles, profiles and models")
         if plan.labels is not None:
             labels = segment.check_labels(plan.labels, maps["thickness"])
         else:
@@ -441,7 +461,7 @@ class _Run:
             technique=self.stack.attrs.get("technique", "stxm"),
             delithiated_time_s=sample.delithiated_time_s,
             delithiated_time_rel_error=sample.delithiated_time_rel_error,
-            references=components,
+            references=components[references.component_names(components)],
             fraction=self.plan.fraction,
             photons=float(np.nanmedian(spectra["i0"].values)),
         )
@@ -568,4 +588,4 @@ def _progress(items: list[Any], text: str, show: bool) -> Any:
     """The items, with a progress bar if one is wanted."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=text, disable=not show, leave=False)
+    return tqdm(items, desc=text, disable=None if show else True, leave=False, delay=2.0)

@@ -30,6 +30,8 @@ BLOCK = 4096  # pixels in one pass: the working set stays in the cache
 PAD = 64  # matrix products over multiples of this are the same for any chunking
 MIN_TRANSMISSION = 1e-4
 ITERATIONS = 5
+#: Amounts this many standard deviations below zero are not noise.
+NEGATIVE_SIGMA = 3.0
 #: A pivot this much smaller than its diagonal element means that the unknowns cannot be told apart.
 SINGULAR = 1e-7
 N_BASELINE = {"none": 0, "constant": 1, "linear": 2}
@@ -487,6 +489,13 @@ def _summarise(state: _State, problem: _Problem) -> dict[str, NDArray[Any]]:
     return {name: values.astype(np.float32) for name, values in result.items()}
 
 
+def _below_zero(maps: xr.Dataset, component: str) -> NDArray[np.bool_]:
+    """Where an amount is negative beyond what photon noise does."""
+    amount = maps[f"{component}_thickness"].values
+    sigma = np.sqrt(maps[f"{component}_{component}_covariance"].values)
+    return np.asarray(amount < -NEGATIVE_SIGMA * sigma)
+
+
 def _flags(maps: xr.Dataset, problem: _Problem, reject_chi2: float) -> xr.DataArray:
     """Flag bits of every pixel, see `spectromap.schema.FLAGS`."""
     frames = int(np.isfinite(problem.photons).sum())
@@ -495,7 +504,7 @@ def _flags(maps: xr.Dataset, problem: _Problem, reject_chi2: float) -> xr.DataAr
         "energies_left_out": lambda: maps["samples_used"].values < frames,
         "model_rejected": lambda: maps["chi2"].values > reject_chi2,
         "negative_component": lambda: np.any(
-            [maps[f"{c}_thickness"].values < 0 for c in problem.components], axis=0
+            [_below_zero(maps, name) for name in problem.components], axis=0
         ),
     }
     bits = np.zeros(maps["thickness"].shape, dtype=np.int32)

@@ -1,0 +1,186 @@
+"""The whole method on small scans, through files, as users run it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from make_runs import write_run
+from make_stacks import make
+
+from spectromap import batch, cli, pipeline
+from spectromap.config import load_run
+from spectromap.io.results import read_result
+from spectromap.schema import FLAGS, RESULT_GROUPS
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, energy_shift=0.15)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, made):
+    path = tmp_path_factory.mktemp("run")
+    write_run(path, made)
+    assert cli.main(["run", "--config", str(path / "run.yaml"), "--out", str(path / "out")]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return read_result(folder / "out" / "result.h5")
+
+
+def test_every_group_of_the_contract_is_there(result):
+    assert set(result["entry"].children) == set(RESULT_GROUPS)
+    assert result["entry"].attrs["schema_version"] == 1
+
+
+def test_shifts_energy_composition_and_thickness_are_true(result, made):
+    shifts, maps = result["/entry/shifts"], result["/entry/maps"]
+    found = np.stack([shifts.shift_y.values, shifts.shift_x.values], axis=1) / 10.0
+    error = found - made.shifts_px
+    error = np.hypot(*(error - np.median(error, axis=0)).T)
+    assert np.median(error) < 0.03
+    spectra = result["/entry/spectra"]
+    assert float(spectra["energy_shift"]) == pytest.approx(0.15, abs=0.02)
+    total = made.t4 + made.t3
+    thick = (total > 100) & np.isfinite(maps["thickness"].values)
+    fraction = made.t3 / np.maximum(total, 1e-9)
+    assert abs(np.mean((maps["mn3_fraction"].values - fraction)[thick])) < 0.02
+    assert np.median(maps["thickness"].values[thick] / total[thick]) == pytest.approx(1, abs=0.02)
+
+
+def test_variables_have_units_and_siblings(result):
+    for name in ("shifts", "spectra", "maps", "particles", "profiles"):
+        for variable, values in result[f"/entry/{name}"].data_vars.items():
+            if np.issubdtype(values.dtype, np.number):
+                assert "units" in values.attrs, f"{name}/{variable}"
+    maps = result["/entry/maps"]
+    for name in ("mn3_fraction", "mn4_fraction", "thickness"):
+        assert f"{name}_errors" in maps
+        assert f"{name}_systematic" in maps
+    assert maps.attrs["fraction"] == "mn3"
+    assert maps["flags"].attrs["flag_meanings"].split() == list(FLAGS)
+
+
+def test_tables_and_report_lie_beside_the_result_and_nothing_else(folder):
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"result.h5", "particles.csv", "models.csv", "report.html"}
+
+
+def digest(tree):
+    total = hashlib.sha256()
+    for node in tree.subtree:
+        if node.name == "process":
+            continue
+        for name, values in sorted(node.dataset.data_vars.items()):
+            total.update(str(name).encode())
+            array = np.asarray(values.values)
+            total.update(array.tobytes() if array.dtype != object else str(array.tolist()).encode())
+    return total.hexdigest()
+
+
+def test_replay_gives_the_same_numbers(folder, result):
+    out = folder / "again"
+    assert cli.main(["run", "--replay", str(folder / "out/result.h5"), "--out", str(out)]) == 0
+    assert digest(read_result(out / "result.h5")) == digest(result)
+
+
+def test_replay_refuses_changed_input(folder, tmp_path, capsys):
+    write_run(tmp_path)
+    assert (
+        cli.main(["run", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 0
+    )
+    with open(tmp_path / "mn3.csv", "a") as stream:
+        stream.write("662.5,0.004\n")
+    capsys.readouterr()
+    code = cli.main(
+        ["run", "--replay", str(tmp_path / "o/result.h5"), "--out", str(tmp_path / "p")]
+    )
+    assert code == 2
+    assert "mn3.csv" in capsys.readouterr().err
+    assert not (tmp_path / "p" / "result.h5").exists()
+
+
+def test_scratch_file_and_memory_give_the_same_numbers(folder, result, monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(pipeline, "SLAB_BYTES", 40 * 110 * 4 * 7)
+    run = load_run(folder / "run.yaml")
+    batch.run(run, tmp_path)
+    assert digest(read_result(tmp_path / "result.h5")) == digest(result)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_without_references_there_is_still_something_to_see(folder, tmp_path):
+    code = cli.main(["run", str(folder / "scan.hdf5"), "--out", str(tmp_path)])
+    assert code == 0
+    tree = read_result(tmp_path / "result.h5")
+    assert "mean_od" in tree["/entry/maps"]
+    assert "no references are given" in tree["/entry/process"].attrs["warnings"]
+
+
+def test_labels_given_by_hand_replace_segmentation(folder, result, tmp_path):
+    labels = np.zeros((96, 110), np.int32)
+    labels[20:50, 20:60] = 7
+    np.save(tmp_path / "labels.npy", labels)
+    run = load_run(folder / "run.yaml", labels=str(tmp_path / "labels.npy"))
+    batch.run(run, tmp_path / "out")
+    tree = read_result(tmp_path / "out/result.h5")
+    assert list(tree["/entry/particles"]["particle"].values) == [7]
+    assert np.array_equal(tree["/entry/maps"]["particle_label"].values, labels)
+    again = load_run(folder / "run.yaml", labels=str(tmp_path / "out/result.h5"))
+    assert np.array_equal(batch.load_plan(again).labels, labels)
+
+
+def test_flipping_the_file_changes_nothing_but_the_direction(folder, result, made, tmp_path):
+    turned = make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, energy_shift=0.15)
+    turned.stack = turned.stack.isel(y=slice(None, None, -1))
+    write_run(tmp_path, turned)
+    batch.run(load_run(tmp_path / "run.yaml"), tmp_path / "out")
+    tree = read_result(tmp_path / "out/result.h5")
+    first, second = (t["/entry/maps"]["thickness"].values for t in (result, tree))
+    assert np.allclose(first, second, equal_nan=True)
+
+
+def test_a_killed_run_leaves_no_result_and_the_next_one_works(folder, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spectromap.cli", "run", "--config", str(folder / "run.yaml"),
+         "--out", str(out), "--quiet"]
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (out.exists() and any(out.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.h5").exists()
+    assert cli.main(["run", "--config", str(folder / "run.yaml"), "--out", str(out)]) == 0
+    assert {p.name for p in out.iterdir()} == {
+        "result.h5", "particles.csv", "models.csv", "report.html"
+    }  # fmt: skip
+
+
+def test_peak_memory_of_a_small_stack(folder, tmp_path):
+    code = (
+        "import resource, sys; from spectromap import cli;"
+        f"code = cli.main(['run', '--config', {str(folder / 'run.yaml')!r},"
+        f" '--out', {str(tmp_path)!r}, '--quiet']);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 700  # MiB; the program alone takes about 400
+
+
+def test_result_opens_as_netcdf(folder):
+    with xr.open_datatree(Path(folder) / "out" / "result.h5") as tree:
+        assert "mn3_fraction" in tree["/entry/maps"]
