@@ -1,0 +1,685 @@
+"""Fit of radial models to the measured profiles of particles.
+
+A model is compared with data only after it went through what the data went through (see
+`spectromap.radial.view`). Every model is linear in the initial and the surface fraction, so that
+only the penetration depth is searched: first for small optical density, then with what that limit
+neglects, computed for the best depths, added to the model, and the search repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import special
+
+from spectromap._numerics import fwhm_to_sigma
+from spectromap.radial import MODELS
+from spectromap.radial.pooling import pool
+from spectromap.radial.view import (
+    SHELLS,
+    Context,
+    Optics,
+    Profile,
+    View,
+    full,
+    limit,
+    optics_of,
+    shell_edges,
+    sphere_radii,
+    view_of,
+    views,
+)
+from spectromap.schema import InputError
+
+__all__ = ["Context", "fit_models", "pool"]
+
+Array = NDArray[np.floating[Any]]
+Limits = tuple[float, float]
+
+NM2_IN_CM2 = 1e-14
+#: Penetration depths tried, as fractions of the radius: 0.025 decades of D t from one to the next.
+_DEPTHS: Array = np.logspace(np.log10(0.003), 0.0, 203)
+#: Depths at which the full calculation corrects the linear one, how often, and only where chi2 is
+#: less than this above the lowest.
+_CORRECTED, _CORRECTIONS, _NEAR = 7, 2, 25.0
+#: Bins a particle must have: as many as a model has parameters.
+_FEWEST_BINS = 3
+#: Relative step for the derivative of a curve with the depth.
+_STEP = 0.03
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A model at one depth, with the best fractions for it."""
+
+    depth: float
+    initial: float
+    surface: float
+    chi2: float
+    curve: Array
+    slope: Array
+    shape: Array
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One model in one view: chi2 along the depth, and the best point. Depths in radii."""
+
+    view: View
+    model: str
+    correction: Array
+    chi2: Array
+    best: _Point
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One model for one particle, all views considered. Depths in nm."""
+
+    search: _Search
+    chi2: float
+    degrees: int
+    parameters: int
+    depth: Array
+    profile: Array
+
+    @property
+    def reduced(self) -> float:
+        """Chi2 per degree of freedom."""
+        return self.chi2 / self.degrees if self.degrees > 0 else np.nan
+
+    @property
+    def goodness(self) -> float:
+        """Probability of a larger chi2."""
+        return float(special.chdtrc(self.degrees, self.chi2)) if self.degrees > 0 else np.nan
+
+
+@lru_cache(maxsize=16)
+def _table(model: str) -> Array:
+    """Shell means of a model at all depths, shape (shell, depth)."""
+    return np.asarray(MODELS[model](shell_edges(), _DEPTHS))
+
+
+# ------------------------------------------------------------------------------ one model, one view
+
+
+def _candidates(a: tuple[Array, Array, Array], b: tuple[Array, Array], limits: Limits) -> Array:
+    """Points where the minimum in a box can lie, shape (5, 2, depth); NaN where there is none.
+
+    The free minimum if it lies in the box, and on each of the four edges the minimum of the
+    parabola that chi2 is there.
+    """
+    (a11, a12, a22), (b1, b2) = a, b
+    lowest, highest = limits
+    determinant = a11 * a22 - a12**2
+    solvable = determinant > 1e-10 * a11 * a22
+    safe = np.where(solvable, determinant, 1.0)
+    free = np.stack([a22 * b1 - a12 * b2, a11 * b2 - a12 * b1]) / safe
+    inside = solvable & np.all((free >= lowest) & (free <= highest), axis=0)
+    points = [np.where(inside, free, np.nan)]
+    for bound in limits:
+        edge = np.full(a11.shape, bound)
+        second = np.clip((b2 - a12 * bound) / np.maximum(a22, 1e-300), lowest, highest)
+        first = np.clip((b1 - a12 * bound) / np.maximum(a11, 1e-300), lowest, highest)
+        points += [np.stack([edge, second]), np.stack([first, edge])]
+    return np.stack(points)
+
+
+def _fractions(
+    shape: Array, correction: Array, data: Profile, limits: Limits
+) -> tuple[Array, Array, Array]:
+    """Best initial and surface fraction within limits, and chi2, each of shape (depth,)."""
+    weight = 1.0 / data.variance
+    target = data.fraction[:, None] - correction
+    first, second = 1.0 - shape, shape
+    a = weight @ first**2, weight @ (first * second), weight @ second**2
+    b = weight @ (first * target), weight @ (second * target)
+    points = _candidates(a, b, limits)
+    p, q = points[:, 0], points[:, 1]
+    gain = a[0] * p**2 + 2.0 * a[1] * p * q + a[2] * q**2 - 2.0 * (b[0] * p + b[1] * q)
+    choice = np.nanargmin(gain, axis=0)
+    depth = np.arange(choice.size)
+    initial, surface = p[choice, depth], q[choice, depth]
+    residual = target - initial * first - surface * second
+    return initial, surface, np.asarray(weight @ residual**2)
+
+
+def _corrected_depths(chi2: Array) -> NDArray[np.intp]:
+    """Where along the depths the full calculation is made: around the lowest chi2."""
+    near = np.flatnonzero(chi2 < chi2.min() + _NEAR)
+    spread = np.linspace(near[0], near[-1], _CORRECTED).round().astype(int)
+    return np.unique(np.append(spread, int(np.argmin(chi2))))
+
+
+def _correction(
+    view: View, model: str, data: Profile, optics: Optics | None, limits: Limits
+) -> Array:
+    """What the limit of small optical density neglects, at every depth, shape (bin, depth)."""
+    table = _table(model)
+    shape = limit(view, table)
+    correction = np.zeros(shape.shape)
+    if optics is None:
+        return correction
+    log_depth = np.log(_DEPTHS)
+    for _ in range(_CORRECTIONS):
+        initial, surface, chi2 = _fractions(shape, correction, data, limits)
+        at = _corrected_depths(chi2)
+        profiles = initial[at] + (surface - initial)[at] * table[:, at]
+        difference = full(view, profiles, optics)[0] - limit(view, profiles)
+        correction = np.stack([np.interp(log_depth, log_depth[at], row) for row in difference])
+    return correction
+
+
+def _point(
+    view: View, model: str, depth: float, correction: Array, data: Profile, limits: Limits
+) -> _Point:
+    """A model at any depth, not only one of the table's."""
+    around = depth * np.array([1.0 - _STEP, 1.0, 1.0 + _STEP])
+    shape = limit(view, MODELS[model](shell_edges(), around))
+    own = np.array([np.interp(np.log(depth), np.log(_DEPTHS), row) for row in correction])
+    initial, surface, chi2 = _fractions(shape[:, 1:2], own[:, None], data, limits)
+    contrast = surface[0] - initial[0]
+    # D t goes with the square of the depth.
+    step = 2.0 * np.log10((1.0 + _STEP) / (1.0 - _STEP))
+    return _Point(
+        depth=depth,
+        initial=float(initial[0]),
+        surface=float(surface[0]),
+        chi2=float(chi2[0]),
+        curve=initial[0] + contrast * shape[:, 1] + own,
+        slope=contrast * (shape[:, 2] - shape[:, 0]) / step,
+        shape=shape[:, 1],
+    )
+
+
+def _vertex(x: Array, y: Array) -> float:
+    """Place of the minimum of y by a parabola through the lowest point and its neighbours."""
+    i = int(np.argmin(y))
+    if i in (0, y.size - 1):
+        return float(x[i])
+    left, right = y[i - 1] - y[i], y[i + 1] - y[i]
+    return float(x[i] + 0.25 * (x[i + 1] - x[i - 1]) * (left - right) / max(left + right, 1e-300))
+
+
+def _search(
+    view: View, model: str, data: Profile, optics: Optics | None, limits: Limits
+) -> _Search:
+    """Best parameters of a model in one view, and chi2 along the depth."""
+    correction = _correction(view, model, data, optics, limits)
+    chi2 = _fractions(limit(view, _table(model)), correction, data, limits)[2]
+    vertex = float(np.exp(_vertex(np.log(_DEPTHS), chi2)))
+    best = _point(view, model, vertex, correction, data, limits)
+    if best.chi2 > chi2.min():  # a kink, which no parabola describes
+        depth = float(_DEPTHS[np.argmin(chi2)])
+        best = _point(view, model, depth, correction, data, limits)
+    return _Search(view, model, correction, chi2, best)
+
+
+# ------------------------------------------------------------------------- one model, one particle
+
+
+def _outcome(searches: list[_Search], data: Profile) -> _Outcome:
+    """Join the views of one particle: chi2 along the depth is the lowest of all views."""
+    best = min(searches, key=lambda s: s.best.chi2 + s.view.penalty)
+    radius = best.view.body.radius
+    unsorted = np.append(_DEPTHS, best.best.depth) * radius
+    order = np.argsort(unsorted, kind="stable")
+    depth: Array = unsorted[order]
+    profile: Array = np.append(best.chi2, best.best.chi2)[order] + best.view.penalty
+    for other in searches:
+        own = np.log(_DEPTHS * other.view.body.radius)
+        seen = np.interp(np.log(depth), own, other.chi2, left=np.inf, right=np.inf)
+        profile = np.minimum(profile, seen + other.view.penalty)
+    profile = np.maximum(profile, best.best.chi2 + best.view.penalty)
+    sections = best.view.body.slab is not None
+    return _Outcome(
+        search=best,
+        chi2=best.best.chi2,
+        degrees=data.fraction.size - 3,
+        parameters=4 if sections else 3,
+        depth=depth,
+        profile=profile,
+    )
+
+
+def _crossing(x: Array, rise: Array, start: int, step: int) -> float:
+    """Where the root of `rise` passes 1, going from `start` in one direction; NaN if nowhere."""
+    i = start
+    while 0 <= i + step < x.size:
+        inner, outer = np.sqrt(max(rise[i], 0.0)), np.sqrt(max(rise[i + step], 0.0))
+        if outer >= 1.0:
+            if not np.isfinite(outer):
+                return float(x[i])
+            return float(x[i] + (x[i + step] - x[i]) * (1.0 - inner) / max(outer - inner, 1e-12))
+        i += step
+    return np.nan
+
+
+def _interval(outcome: _Outcome, scale: float) -> tuple[float, float]:
+    """68 % profile-likelihood interval of the depth [nm]; 0 or inf where chi2 does not rise."""
+    x = np.log(outcome.depth)
+    lowest = outcome.profile.min()
+    rise = (outcome.profile - lowest) / scale
+    start = int(np.argmin(outcome.profile))
+    low, high = (np.exp(_crossing(x, rise, start, step)) for step in (-1, 1))
+    return (
+        float(low) if np.isfinite(low) else 0.0,
+        float(high) if np.isfinite(high) else np.inf,
+    )
+
+
+def _bounds(point: _Point, data: Profile) -> tuple[float, float, float]:
+    """Cramer-Rao bounds of log10 D and of the initial and the surface fraction."""
+    columns = np.stack([point.slope, 1.0 - point.shape, point.shape], axis=1)
+    columns = columns / np.sqrt(data.variance)[:, None]
+    size = np.sqrt(np.sum(columns**2, axis=0))
+    for first in (0, 1):  # without a contrast nothing is known of D, but still of the fractions
+        if np.any(size[first:] < 1e-9):
+            continue
+        scaled = columns[:, first:] / size[first:]
+        information = scaled.T @ scaled
+        if np.linalg.cond(information) < 1e12:
+            errors = np.sqrt(np.diag(np.linalg.inv(information))) / size[first:]
+            bound = float(errors[0]) if first == 0 else np.inf
+            return bound, float(errors[-2]), float(errors[-1])
+    return np.inf, np.nan, np.nan
+
+
+def _resolution_shift(search: _Search, data: Profile, context: Context, limits: Limits) -> float:
+    """Change of log10 D if the point spread function is wider by its standard error."""
+    if context.resolution_rel_error == 0:
+        return 0.0
+    sigma = fwhm_to_sigma(context.resolution_nm) * (1.0 + context.resolution_rel_error)
+    shape = limit(view_of(search.view.body, data, sigma), _table(search.model))
+    chi2 = _fractions(shape, search.correction, data, limits)[2]
+    moved = _vertex(np.log10(_DEPTHS), chi2) - np.log10(search.best.depth)
+    return float(abs(2.0 * moved))
+
+
+# -------------------------------------------------------------------------------- one particle
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of `fit_models` that the fit of one particle needs."""
+
+    models: tuple[str, ...]
+    evidence: float
+    gradient_p: float
+    goodness_limit: float
+    fraction_limits: Limits
+    fraction_noise: float
+    distance_noise_nm: float
+    rim_allowance: float
+    shape_error: float
+    thickness_rel_error: float
+
+
+def _false_rim(
+    view: View, data: Profile, optics: Optics | None, context: Context
+) -> tuple[Array, float]:
+    """How far the fraction of a uniform particle is off in every bin, and its own fraction."""
+    weight = 1.0 / data.variance
+    level = float(np.sum(weight * data.fraction) / weight.sum())
+    if optics is None:
+        # Size by simulation: 0.02 at 10 nm and 0.06 at 45 nm, gone after one resolution.
+        size = 0.02 * (context.resolution_nm / 10.0) ** 0.73
+        middle = 0.5 * (data.lower + data.upper)
+        return size * np.exp(-2.0 * middle / context.resolution_nm), level
+    rim: Array = np.zeros(data.fraction.size)
+    for _ in range(_CORRECTIONS):
+        rim = full(view, np.full((SHELLS, 1), level), optics)[0][:, 0] - level
+        level = float(np.sum(weight * (data.fraction - rim)) / weight.sum())
+    return rim, level
+
+
+def _steepness(data: Profile) -> Array:
+    """Slope of the measured profile in every bin, per nm."""
+    middle = 0.5 * (data.lower + data.upper)
+    return np.asarray(np.gradient(data.fraction, middle))
+
+
+def _aicc(chi2: float, parameters: int, count: int) -> float:
+    """Akaike's criterion with the correction for small samples; NaN for too few bins."""
+    spare = count - parameters - 1
+    if spare <= 0:
+        return np.nan
+    return chi2 + 2.0 * parameters + 2.0 * parameters * (parameters + 1) / spare
+
+
+def _verdict(outcomes: dict[str, _Outcome], uniform: float, scale: float, options: _Options) -> str:
+    """What one particle says; `uniform` is the chi2 of a particle without a gradient."""
+    score = {n: o.profile.min() / scale + 2.0 * o.parameters for n, o in outcomes.items()}
+    first, *others = sorted(score, key=lambda name: score[name])
+    gain = max(uniform - outcomes[first].profile.min(), 0.0) / scale
+    if special.chdtrc(2, gain) > options.gradient_p:
+        return "no gradient"
+    goodness = outcomes[first].goodness
+    if not goodness > options.goodness_limit:
+        return "undecided"
+    if others and score[others[0]] - score[first] < options.evidence:
+        return "undecided"
+    return first
+
+
+def _fit_particle(
+    data: Profile, radius: float, context: Context, optics: Optics | None, options: _Options
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Rows of the result for every model, and the verdict."""
+    seen = views(data, radius, context, optics, options.thickness_rel_error)
+    rim, _ = _false_rim(seen[0], data, optics, context)
+    # Without reference spectra the false rim is not in the model, so that all of it is an error.
+    allowance = options.rim_allowance if optics is not None else 1.0
+    variance = data.variance + options.fraction_noise**2 + (allowance * rim) ** 2
+    variance = variance + (options.distance_noise_nm * _steepness(data)) ** 2
+    measured, data = data, replace(data, variance=variance)
+    rim, level = _false_rim(seen[0], data, optics, context)
+    known_rim = rim if optics is not None else 0.0
+    uniform = float(np.sum((data.fraction - level - known_rim) ** 2 / variance))
+
+    limits = options.fraction_limits
+    outcomes = {
+        name: _outcome([_search(v, name, data, optics, limits) for v in seen], data)
+        for name in options.models
+    }
+    reduced = min(outcome.reduced for outcome in outcomes.values())
+    scale = max(1.0, reduced) if np.isfinite(reduced) else 1.0
+    rows = {}
+    for name, outcome in outcomes.items():
+        rows[name] = _row(outcome, data, context, scale, options)
+        rows[name]["log10_D_bound"] = _bounds(outcome.search.best, measured)[0]
+    return rows, _verdict(outcomes, uniform, scale, options)
+
+
+def _widened(best: float, edge: float, error: float) -> float:
+    """Limit of a depth with a further error of log10 depth in quadrature; 0 and inf stay."""
+    if not 0 < edge < np.inf:
+        return edge
+    distance = np.hypot(np.log10(edge / best), error)
+    return float(best * 10.0 ** np.copysign(distance, edge - best))
+
+
+def _row(
+    outcome: _Outcome, data: Profile, context: Context, scale: float, options: _Options
+) -> dict[str, Any]:
+    """Everything the result says about one model of one particle."""
+    search, point = outcome.search, outcome.search.best
+    best = point.depth * search.view.body.radius
+    low, high = _interval(outcome, scale)
+    initial_error, surface_error = (np.sqrt(scale) * e for e in _bounds(point, data)[1:])
+    shift = _resolution_shift(search, data, context, options.fraction_limits)
+    count = data.fraction.size
+    row: dict[str, Any] = {
+        "surface_fraction": point.surface,
+        "surface_fraction_errors": surface_error,
+        "initial_fraction": point.initial,
+        "initial_fraction_errors": initial_error,
+        "log10_D_systematic": shift,
+        "aicc": _aicc(outcome.profile.min() / scale, outcome.parameters, count),
+        "bic": outcome.profile.min() / scale + outcome.parameters * np.log(count),
+        "chi2": outcome.chi2,
+        "goodness": outcome.goodness,
+        "fit": point.curve,
+    }
+    further = 0.5 * float(np.hypot(shift, options.shape_error))
+    low, high = (_widened(best, edge, further) for edge in (low, high))
+    if search.model != "diffusion":
+        return row | {"shell_thickness": best, "shell_low": low, "shell_high": high}
+    row |= {f"Dt_{n}": d**2 * NM2_IN_CM2 for n, d in (("cm2", best), ("low", low), ("high", high))}
+    time = context.delithiated_time_s
+    if time is not None:
+        error = 0.5 * context.delithiated_time_rel_error / np.log(10.0)
+        row["D_cm2_s"] = row["Dt_cm2"] / time
+        for name, edge in (("D_low", low), ("D_high", high)):
+            row[name] = _widened(best, edge, error) ** 2 * NM2_IN_CM2 / time
+    return row
+
+
+# --------------------------------------------------------------------------------- all particles
+
+_UNITS = {
+    "D_cm2_s": "cm2 s-1",
+    "D_low": "cm2 s-1",
+    "D_high": "cm2 s-1",
+    "Dt_cm2": "cm2",
+    "Dt_low": "cm2",
+    "Dt_high": "cm2",
+    "shell_thickness": "nm",
+    "shell_low": "nm",
+    "shell_high": "nm",
+}
+_PLAIN = (
+    "surface_fraction",
+    "surface_fraction_errors",
+    "initial_fraction",
+    "initial_fraction_errors",
+    "log10_D_bound",
+    "log10_D_systematic",
+    "aicc",
+    "bic",
+    "chi2",
+    "goodness",
+)
+
+
+def _bin_width(profiles: xr.Dataset) -> float:
+    """Width of the bins of a profile [nm]."""
+    distance = np.asarray(profiles["distance"].values, float)
+    if distance.size > 1:
+        return float(np.median(np.diff(distance)))
+    return float(profiles.attrs.get("bin_nm", 2.0 * distance[0]))
+
+
+def _effective_distance(lower: Array, upper: Array, outline: float, thickness: Array) -> Array:
+    """Mean distance in bins of a disc, weighted by area and by the thickness that was measured."""
+    x, w = np.polynomial.legendre.leggauss(4)
+    d = 0.5 * (lower + upper)[:, None] + 0.5 * (upper - lower)[:, None] * x
+    known = np.isfinite(thickness)
+    local = np.ones(d.shape)
+    if known.any():
+        local = np.interp(d, (0.5 * (lower + upper))[known], np.maximum(thickness[known], 1e-6))
+    weight = w * np.maximum(outline - d, 1e-3) * local
+    return np.asarray((weight * d).sum(axis=1) / weight.sum(axis=1))
+
+
+def _profile_of(
+    profiles: xr.Dataset, row: int, fraction: str, outline: float
+) -> tuple[Profile, Array]:
+    """Usable bins of one particle, and which they are."""
+    distance = np.asarray(profiles["distance"].values, float)
+    half = 0.5 * _bin_width(profiles)
+    value, error, thick, thick_error = (
+        np.asarray(profiles[name].values[row], float)
+        for name in (
+            f"{fraction}_fraction",
+            f"{fraction}_fraction_errors",
+            "thickness",
+            "thickness_errors",
+        )
+    )
+    use = np.isfinite(value) & np.isfinite(error) & (error > 0)
+    lower, upper = distance[use] - half, distance[use] + half
+    if "mean_distance" in profiles:
+        # The pixels of a bin do not fill it evenly: move the bin to where they are.
+        measured = np.asarray(profiles["mean_distance"].values[row], float)[use]
+        shift = measured - _effective_distance(lower, upper, outline, thick[use])
+        shift = np.where(np.isfinite(shift), np.clip(shift, -half, half), 0.0)
+        lower, upper = lower + shift, upper + shift
+    data = Profile(
+        lower=lower,
+        upper=upper,
+        fraction=value[use],
+        variance=error[use] ** 2,
+        thickness=thick[use],
+        thickness_errors=thick_error[use],
+        outline=outline,
+    )
+    return data, use
+
+
+def _check(
+    profiles: xr.Dataset, particles: xr.Dataset, fraction: str, models: Sequence[str]
+) -> None:
+    """Refuse unknown models and tables that do not belong together."""
+    unknown = [name for name in models if name not in MODELS]
+    if unknown or not models:
+        raise InputError(
+            f"there is no radial model {', '.join(map(repr, unknown)) or 'chosen'}",
+            where="models",
+            remedy=f"Choose from {', '.join(MODELS)}.",
+        )
+    for name in (f"{fraction}_fraction", f"{fraction}_fraction_errors", "thickness"):
+        if name not in profiles:
+            raise InputError(f"the variable '{name}' is missing", where="profiles")
+    missing = set(profiles["particle"].values.tolist()) - set(particles["particle"].values.tolist())
+    if missing:
+        raise InputError(
+            f"particles {sorted(missing)[:5]} have a profile but no line in the table",
+            where="particles",
+        )
+
+
+def _empty(profiles: xr.Dataset, models: Sequence[str]) -> xr.Dataset:
+    """The result with nothing measured yet."""
+    count, kinds, bins = profiles.sizes["particle"], len(models), profiles.sizes["distance"]
+    dims = ("particle", "model")
+    data: dict[str, Any] = {
+        name: (dims, np.full((count, kinds), np.nan), {"units": _UNITS.get(name, "1")})
+        for name in (*_UNITS, *_PLAIN)
+    }
+    data["chi2"][2]["long_name"] = "chi square of the composition, not reduced"
+    data["fit"] = ((*dims, "distance"), np.full((count, kinds, bins), np.nan), {"units": "1"})
+    data["verdict"] = ("particle", np.full(count, "undecided", dtype=object))
+    return xr.Dataset(
+        data,
+        coords={
+            "particle": profiles["particle"],
+            "model": ("model", np.array(list(models), dtype=object)),
+            "distance": profiles["distance"],
+        },
+    )
+
+
+def fit_models(
+    profiles: xr.Dataset,
+    particles: xr.Dataset,
+    context: Context,
+    *,
+    models: Sequence[str] = ("diffusion", "core-shell"),
+    evidence: float = 8.0,
+    gradient_p: float = 0.003,
+    goodness_limit: float = 1e-7,
+    fraction_limits: tuple[float, float] = (-0.05, 1.2),
+    fraction_noise: float = 0.005,
+    distance_noise_nm: float = 0.5,
+    rim_allowance: float = 0.3,
+    shape_error: float = 0.05,
+    thickness_rel_error: float = 0.1,
+) -> xr.Dataset:
+    """Fit radial models to every particle's profile and say which one it follows.
+
+    Parameters
+    ----------
+    profiles : Dataset, dims (particle, distance)
+        From `spectromap.profiles.radial_profiles`.
+    particles : Dataset, dims (particle)
+        ``radius`` [nm], the equivalent radius of the outline; where ``used`` is false the particle
+        is not fitted.
+    context : Context
+        Sample and measurement.
+    models : sequence of str
+        Names in `spectromap.radial.MODELS`.
+    evidence : float
+        Difference of AICc from which one model is preferred to the other.
+    gradient_p : float
+        Probability of the improvement over a uniform particle, by chance, below which there is a
+        gradient.
+    goodness_limit : float
+        Probability of chi2 below which even the better model is rejected. Shapes other than
+        spheres alone go down to 1e-6 where a phase boundary is sharp.
+    fraction_limits : (float, float)
+        Range of the initial and the surface fraction. Either may be the larger.
+    fraction_noise : float
+        Error of a bin that is added in quadrature: what references and model leave over.
+    distance_noise_nm : float
+        Error of a bin's distance [nm] that is added in quadrature, times the slope of the profile:
+        outlines of real particles are no circles.
+    rim_allowance : float
+        Relative error of the false rim that blur of the intensity gives a uniform particle.
+    shape_error : float
+        Standard error of a single log10 D because particles are not spheres, in quadrature; 0.05
+        to 0.07 by simulation of polyhedra and superellipsoids.
+    thickness_rel_error : float
+        Relative error of the thickness scale, for the height at which a section cuts a particle.
+
+    Returns
+    -------
+    Dataset, dims (particle, model)
+        ``D_cm2_s`` [cm2/s] (NaN without a time) and ``Dt_cm2`` [cm2] with their 68 % limits
+        ``_low`` and ``_high`` (0 or inf where there is none); ``shell_thickness`` [nm] with
+        limits for every model but diffusion; ``surface_fraction``, ``initial_fraction`` with
+        errors; ``log10_D_bound``, the Cramer-Rao bound for the errors of the profile alone, and
+        ``log10_D_systematic``, the effect of the resolution's error; ``aicc``, ``bic``, ``chi2``
+        (of the composition, not scaled) and ``goodness``, its probability;
+        ``fit`` (particle, model, distance); ``verdict`` (particle): the name of a model,
+        "undecided" or "no gradient".
+
+    Raises
+    ------
+    InputError
+        An unknown model or tables that do not belong together.
+
+    Notes
+    -----
+    A whole particle is a sphere; its radius is that of the sphere whose apparent thickness falls
+    to the outline's threshold at the measured outline. A section is a sphere cut by two planes
+    after the change of composition; the height of the cut is profiled out, with the misfit of the
+    thickness profile as its likelihood. Errors of the fit are scaled by the root of the reduced
+    chi2 where no model reaches 1 (R. T. Birge, Phys. Rev. 40, 207 (1932)): real particles are not
+    spheres. Limits come from the profile likelihood (rise of the scaled chi2 by one). AICc:
+    C. M. Hurvich and C.-L. Tsai, Biometrika 76, 297 (1989).
+    """
+    fraction = context.fraction
+    _check(profiles, particles, fraction, models)
+    options = _Options(
+        tuple(models),
+        evidence,
+        gradient_p,
+        goodness_limit,
+        fraction_limits,
+        fraction_noise,
+        distance_noise_nm,
+        rim_allowance,
+        shape_error,
+        thickness_rel_error,
+    )
+    result = _empty(profiles, models)
+    table = particles.sel(particle=profiles["particle"])
+    outlines = np.asarray(table["radius"].values, float)
+    used = (
+        np.asarray(table["used"].values, bool) if "used" in table else np.full(outlines.size, True)
+    )
+    used = used & np.isfinite(outlines) & (outlines > 0)
+    optics = optics_of(context)
+    measured = np.asarray(profiles[f"{fraction}_fraction"].values, float)
+    measured = measured[np.isfinite(measured)]
+    typical = float(np.median(measured)) if measured.size else 0.0
+    radii = sphere_radii(outlines[used], context, optics, typical)
+    for row, radius in zip(np.flatnonzero(used), radii, strict=True):
+        data, bins = _profile_of(profiles, int(row), fraction, float(outlines[row]))
+        if data.fraction.size < _FEWEST_BINS:
+            continue
+        rows, verdict = _fit_particle(data, float(radius), context, optics, options)
+        result["verdict"].values[row] = verdict
+        for column, name in enumerate(models):
+            result["fit"].values[row, column, bins] = rows[name].pop("fit")
+            for key, value in rows[name].items():
+                result[key].values[row, column] = value
+    result.attrs["delithiated_time_rel_error"] = context.delithiated_time_rel_error
+    return result
