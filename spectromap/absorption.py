@@ -267,6 +267,41 @@ def i0_from_spectrum(
     return result
 
 
+def sample_in_open_area(i0: xr.Dataset, references: xr.Dataset) -> float:
+    """How strongly an I0 spectrum itself shows the edge of the sample.
+
+    Parameters
+    ----------
+    i0 : Dataset
+        As `i0_from_area` makes it.
+    references : Dataset
+        As `spectromap.references.reference_set` makes it.
+
+    Returns
+    -------
+    float
+        Height in optical density of the references' white line in ``-ln(I0)`` above a smooth
+        source spectrum; zero where it is not significant. The beamline's own I0 does not know the
+        sample's edge, so anything but zero is sample in the open area.
+    """
+    level = i0["i0"].values
+    good = np.isfinite(level) & (level > 0)
+    energy = references["energy"].values
+    names = [n for n in references.data_vars if not str(n).endswith("_slope")]
+    smooth = np.polynomial.chebyshev.chebvander(
+        2 * (energy - energy[0]) / max(np.ptp(energy), 1e-9) - 1, 3
+    )
+    design = np.column_stack([*(references[n].values for n in names), smooth])[good]
+    if good.sum() < design.shape[1] + 3:
+        return 0.0
+    parameters, *_ = np.linalg.lstsq(design, -np.log(level[good]), rcond=None)
+    residual = -np.log(level[good]) - design @ parameters
+    line = design[:, : len(names)] @ parameters[: len(names)]
+    height = float(np.ptp(line))
+    significant = height > 5.0 * residual.std() and parameters[: len(names)].sum() > 0
+    return height if significant else 0.0
+
+
 def effective_gain(i0: xr.Dataset, quantity: str) -> float:
     """Variance over mean of the open area: 1 for photon counts, else the gain.
 

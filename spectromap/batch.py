@@ -235,6 +235,8 @@ def describe_run(target: str | None, config: Mapping[str, Any] | None, where: ob
     Run
     """
     content: dict[str, Any] = dict(config or {})
+    if config is not None:
+        parse_run({"stack": target, **content} if target is not None else content, where)
     named = target if target is not None else content.get("stack")
     if isinstance(named, str) and not _is_file(named):
         folder = fetch(named)

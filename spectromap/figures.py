@@ -553,7 +553,9 @@ def fraction_map(
 
 @_styled
 def thickness_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
-    """Map of the thickness, unconstrained: noise about zero stays as it is.
+    """Map of the thickness, unconstrained; of the optical density where there is none.
+
+    A stack without references gives no thickness but a mean optical density.
 
     Parameters
     ----------
@@ -565,12 +567,13 @@ def thickness_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     Returns
     -------
     Figure or None
-        None where the result has no thickness.
+        None where the result has neither.
     """
     maps = _group(tree, group)
-    if maps is None or "thickness" not in maps:
+    if maps is None or not {"thickness", "mean_od"} & set(maps):
         return None
-    values = np.asarray(maps["thickness"].values, dtype=np.float64)
+    shown = "thickness" if "thickness" in maps else "mean_od"
+    values = np.asarray(maps[shown].values, dtype=np.float64)
     finite = values[np.isfinite(values)]
     high = float(np.percentile(finite, 99.5)) if finite.size else 1.0
     step = _round_step(high)
@@ -578,7 +581,8 @@ def thickness_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     figure = _new_figure(*_map_size(maps), layout="compressed")
     axes = figure.add_subplot()
     image = _draw_map(axes, maps, values, cmap="cividis", vmin=limits[0], vmax=limits[1])
-    label = f"thickness{_units(maps['thickness'])}"
+    name = "thickness" if shown == "thickness" else "mean optical density"
+    label = f"{name}{_units(maps[shown])}"
     _colour_bar(axes, image, label, _extension(values, (-np.inf, limits[1])))
     return figure
 

@@ -256,14 +256,26 @@ class _Run:
             raise InputError(
                 "no open area was found in the stack",
                 where="i0",
-                remedy="Give i0 as a region, a mask or a spectrum in the run description.",
+                remedy="Give i0 as a mask or a spectrum in the run description.",
             )
         else:
             if area.sum() < absorption.FEW_OPEN_PIXELS:
                 LOG.warning("the open area has only %d pixels: I0 is noisy", int(area.sum()))
             i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark)
+            self._check_open_area(i0)
         i0.attrs["gain"] = absorption.effective_gain(i0, self.stack.attrs["quantity"])
         return i0
+
+    def _check_open_area(self, i0: xr.Dataset) -> None:
+        """Warn if I0 was taken where there is sample."""
+        if not self.plan.spectra:
+            return
+        od = absorption.sample_in_open_area(i0, self.reference_set())
+        if od > OPEN_AREA_MAX_OD:
+            LOG.warning(
+                "the open area absorbs like the sample (optical density %.2f at the edge), so the"
+                " field may have no open area; give i0 as a spectrum or a mask", od
+            )  # fmt: skip
 
     def given_area(self) -> Mask | None:
         """The open area that the plan states, in the common frame."""
@@ -345,6 +357,7 @@ class _Run:
                 shared = np.nan_to_num(i0["i0_errors"].values[index] / i0["i0"].values[index])
                 errors[index] = float(np.hypot(np.sqrt(variance) / row.size, shared))
         result = i0[["i0", "i0_errors"]].copy()
+        result.attrs["gain"] = i0.attrs["gain"]
         text = "mean optical density of absorbing pixels"
         result["mean_od"] = ("energy", od, {"units": "1", "long_name": text})
         result["mean_od_errors"] = ("energy", errors, {"units": "1"})
@@ -435,8 +448,20 @@ class _Run:
             )
         maps["particle_label"] = labels
         maps["agglomerate_label"] = segment.group_agglomerates(labels, **plan.of("agglomerates"))
-        maps["edge_distance"] = segment.edge_distance(labels, maps["thickness"])
-        particles = segment.particle_table(maps, fraction, **plan.of("particles"))
+        maps["edge_distance"] = segment.edge_distance(
+            labels,
+            maps["thickness"],
+            self.resolution,
+            threshold_nm=plan.of("segment").get("threshold_nm"),
+        )
+        particles = segment.particle_table(
+            maps,
+            fraction,
+            self.resolution,
+            plan.sample.geometry,
+            plan.sample.section_nm,
+            **plan.of("particles"),
+        )
         found = profiles.radial_profiles(maps, fraction, self.resolution, **plan.of("profiles"))
         models = radial_fit.fit_models(
             found, particles, self._context(spectra, components), **plan.of("models")
@@ -453,7 +478,8 @@ class _Run:
 
     def _context(self, spectra: xr.Dataset, components: xr.Dataset) -> radial_fit.Context:
         """What the radial models need to know of the sample and the instrument."""
-        sample = self.plan.sample
+        sample, fit = self.plan.sample, self.plan.of("fit")
+        gain, max_od = float(spectra.attrs["gain"]), fit.get("max_od")
         return radial_fit.Context(
             geometry=sample.geometry,
             section_nm=sample.section_nm,
@@ -463,7 +489,10 @@ class _Run:
             delithiated_time_rel_error=sample.delithiated_time_rel_error,
             references=components[references.component_names(components)],
             fraction=self.plan.fraction,
-            photons=float(np.nanmedian(spectra["i0"].values)),
+            photons=float(np.nanmedian(spectra["i0"].values)) / gain,
+            dark_counts=self.dark / gain,
+            max_od=np.inf if max_od is None else max_od,
+            offset=fit.get("baseline", "constant") != "none",
         )
 
 

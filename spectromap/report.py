@@ -57,7 +57,8 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
     ),
     "thickness_map": (
         "Thickness",
-        "Unconstrained projected thickness of the fitted components. Pale grey: no data.",
+        "Unconstrained projected thickness of the fitted components (without references: optical"
+        " density of the mean transmission). Pale grey: no data.",
         False,
     ),
     "chi2_map": (
@@ -336,7 +337,12 @@ def _verdict(groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     verdict = str(pooled["verdict"].item()) if "verdict" in pooled else ""
     used = _scalar(pooled, "particles_used")
     if not verdict or used == 0:
-        return {"headline": "No verdict: no particle could be fitted.", "lines": []}
+        reason = (
+            "No verdict: no particle could be fitted."
+            if "particles" in groups
+            else "Maps and spectra only: no particles were looked for (see what was flagged)."
+        )
+        return {"headline": reason, "lines": []}
     lines = []
     counts = {
         v: _scalar(pooled, f"count_{v.replace('-', '_').replace(' ', '_')}") for v in VERDICTS

@@ -30,6 +30,9 @@ BLOCK = 4096  # pixels in one pass: the working set stays in the cache
 PAD = 64  # matrix products over multiples of this are the same for any chunking
 MIN_TRANSMISSION = 1e-4
 ITERATIONS = 5
+#: A pixel seen in a smaller share of the frames (the border of a drifting field) is not measured:
+#: the part of the spectrum that is left seldom tells the components apart.
+MIN_SHARE = 0.5
 #: Amounts this many standard deviations below zero are not noise.
 NEGATIVE_SIGMA = 3.0
 #: A pivot this much smaller than its diagonal element means that the unknowns cannot be told apart.
@@ -457,7 +460,8 @@ def _summarise(state: _State, problem: _Problem) -> dict[str, NDArray[Any]]:
     count, size = len(problem.components), problem.design.shape[1]
     degrees = state.used - size
     covariance = _inverse(state.normal)
-    covariance[:, :, degrees < 0] = np.nan
+    frames = int(np.isfinite(problem.photons).sum())
+    covariance[:, :, (degrees < 0) | (state.used < MIN_SHARE * frames)] = np.nan
     shared = _systematic(state, covariance, problem)[:count, :count]
     covariance = covariance[:count, :count]
     usable = np.asarray(np.isfinite(covariance).all(axis=(0, 1)))

@@ -180,6 +180,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = final.with_name(final.name + ".part")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"its folder cannot be made ({error.strerror or error})", where=final
+        ) from error
+    try:
         yield partial
         with open(partial, "rb+") as stream:
             os.fsync(stream.fileno())
