@@ -195,16 +195,8 @@ def _problem(sample: _Sample, min_count: int) -> str:
     return ""
 
 
-def _remark(name: str, sample: _Sample, drawn: str) -> None:
-    """Say what limits an interval."""
-    count = np.unique(sample.agglomerate[sample.agglomerate > 0]).size
-    if drawn == "primary" and count:
-        LOG.warning(
-            "heterogeneity: %s: the interval holds for the %d agglomerate(s) seen; they are too"
-            " few to tell how much agglomerates differ",
-            name,
-            count,
-        )
+def _remark(name: str, sample: _Sample) -> None:
+    """Say where a regression reaches beyond the data."""
     a, b = sample.thickness[sample.first], sample.thickness[~sample.first]
     if sample.adjusted and (a.min() > b.max() or b.min() > a.max()):
         LOG.warning("heterogeneity: %s: the groups have no thickness in common", name)
@@ -269,7 +261,8 @@ def contrasts(
     """
     _check(particles, fraction, n_resamples, confidence)
     rows = []
-    none_inside = not np.any(np.asarray(particles["agglomerate"].values) > 0)
+    agglomerate = np.asarray(particles["agglomerate"].values)
+    count = np.unique(agglomerate[agglomerate > 0]).size
     for key, (name, first, second, adjusted) in enumerate(_CONTRASTS):
         sample = _sample(particles, fraction, (first, second), adjusted)
         problem = _problem(sample, min_count)
@@ -277,11 +270,18 @@ def contrasts(
         if not problem:
             rng = generator(seed, key)
             row = _summary(sample, min_agglomerates, n_resamples, confidence, rng)
-            _remark(name, sample, row["resampled_by"])
-        elif not none_inside:  # without agglomerates nobody has asked
+            _remark(name, sample)
+        elif count:  # without agglomerates nobody has asked
             LOG.warning("heterogeneity: %s: %s", name, problem)
         row |= {"count_a": int(sample.first.sum()), "count_b": int((~sample.first).sum())}
         rows.append(row)
+    if any(row.get("resampled_by") == "primary" for row in rows):
+        LOG.warning(
+            "heterogeneity: the intervals hold for the agglomerates seen (%d); fewer than %d do not"
+            " tell how much agglomerates differ",
+            count,
+            min_agglomerates,
+        )
     return _as_dataset(rows, fraction, confidence)
 
 

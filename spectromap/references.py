@@ -15,7 +15,14 @@ from scipy.interpolate import CubicSpline
 from spectromap._numerics import fwhm_to_sigma
 from spectromap.schema import LOG, InputError
 
-__all__ = ["Edge", "Material", "guess_edge", "normalise_reference", "number_density", "reference_set"]
+__all__ = [
+    "Edge",
+    "Material",
+    "guess_edge",
+    "normalise_reference",
+    "number_density",
+    "reference_set",
+]
 
 Scale = Literal["auto", "edge_jump", "none"]
 Spectrum = NDArray[np.float64]

@@ -8,14 +8,14 @@ thickness, the half height of a sharp 80 nm rim lies a fifth of the resolution t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage, optimize, spatial
+from scipy import fft, ndimage, optimize, sparse, spatial
 
 from spectromap._numerics import fwhm_to_sigma, robust_std
 from spectromap.schema import FLAGS, LOG, PLACES, InputError, check_map, pixel_size, with_units
@@ -52,8 +52,6 @@ RIM_NOISE_LEVELS = 3.0
 LOW_SHARE = 0.1
 #: Cut of the provisional outline, as share of what a particle absorbs, until its rim is fitted.
 PROVISIONAL_SHARE = 0.4
-#: Cut between the passes of the splitting, by which distances from the edge are measured.
-SPLIT_SHARE = 0.4
 #: The thickness bends upwards only between two bodies: by this many standard deviations of the
 #: noise, and by this share of the thickness over the width of the optics.
 CREASE_LEVELS = 5.0
@@ -68,7 +66,7 @@ SHARPENING = 0.5
 #: Fitted rims must lie in this range of the particle's own height to be believed.
 RIM_SHARES = (0.08, 0.6)
 #: Largest number of cells of the finer grid that gaps are looked for on.
-MAX_CELLS = 16_000_000
+MAX_CELLS = 6_000_000
 #: Pixels with one of these flags carry no measurement.
 UNUSABLE = FLAGS["no_data"] | FLAGS["dead"]
 
@@ -237,8 +235,10 @@ def _blocks(values: NDArray[Any], factor: int) -> NDArray[Any]:
     return parts.reshape(ny, nx, factor * factor)
 
 
-def _borders(regions: Labels, heights: Array) -> tuple[Labels, Labels, Array]:
-    """Pairs of touching regions (first < second) and the highest saddle between the two."""
+def _borders(
+    regions: Labels, heights: Array, score: Callable[[Array, Array], Array]
+) -> tuple[Labels, Labels, Array]:
+    """Pairs of touching regions (first < second) and the highest score of cells on both sides."""
     ahead, back, every = slice(1, None), slice(None, -1), slice(None)
     steps = (
         ((every, ahead), (every, back)),
@@ -251,13 +251,13 @@ def _borders(regions: Labels, heights: Array) -> tuple[Labels, Labels, Array]:
         a, b = regions[one], regions[other]
         touch = (a != b) & (a > 0) & (b > 0)
         low, high = np.minimum(a, b)[touch], np.maximum(a, b)[touch]
-        found.append((low, high, np.minimum(heights[one], heights[other])[touch]))
-    first, second, saddle = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((-saddle, second, first))
-    first, second, saddle = first[order], second[order], saddle[order]
+        found.append((low, high, score(heights[one][touch], heights[other][touch])))
+    first, second, best = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((-best, second, first))
+    first, second, best = first[order], second[order], best[order]
     new = np.ones(first.size, bool)
     new[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
-    return first[new], second[new], saddle[new]
+    return first[new], second[new], best[new]
 
 
 def _merged(regions: Labels, heights: Array, least_cells: float) -> Labels:
@@ -274,7 +274,7 @@ def _merged(regions: Labels, heights: Array, least_cells: float) -> Labels:
             i = int(parent[i])
         return i
 
-    first, second, saddle = _borders(regions, heights)
+    first, second, saddle = _borders(regions, heights, np.minimum)
     for k in np.argsort(-saddle, kind="stable"):
         keep, join = root(int(first[k])), root(int(second[k]))
         if keep == join:
@@ -340,7 +340,9 @@ def _split(fine: Array, field: _Field, pixel: Pair, low: float, split: bool) -> 
         depth = ndimage.gaussian_filter(_edt(mask & ~crease, pixel), soft)
         heights = ndimage.gaussian_filter(np.where(mask, depth * np.maximum(flat, 0), 0), soft)
         basins = _basins(heights, mask, least, split)
-        mask = (basins > 0) & (_absorbed(sharp) > SPLIT_SHARE * _heights(fine, basins)[basins])
+        mask = (basins > 0) & (
+            _absorbed(sharp) > PROVISIONAL_SHARE * _heights(fine, basins)[basins]
+        )
         flat = np.minimum(sharp, _heights(sharp, basins, 50)[basins])
     return _spread(basins, fine, wide)
 
@@ -351,7 +353,7 @@ def _creases(fine: Array, field: _Field, pixel: Pair) -> Mask:
     sigma = _sigma_px(scale, pixel)
     thick = _thickness(fine)
     yy, xx, xy = (
-        sigma[0] ** (o[0]) * sigma[1] ** o[1] * ndimage.gaussian_filter(thick, sigma, order=o)
+        sigma[0] ** o[0] * sigma[1] ** o[1] * ndimage.gaussian_filter(thick, sigma, order=o)
         for o in ((2, 0), (0, 2), (1, 1))
     )
     bend = 0.5 * (yy + xx) + np.hypot(0.5 * (yy - xx), xy)
@@ -516,9 +518,11 @@ def _cut(field: _Field, threshold: float | None, split: bool) -> Labels:
     basins = _split(fine, field, pixel, low, split)
     levels: Array = np.full(fine.shape, low)
     if threshold is None and basins.any():
-        levels = np.maximum(_levels(fine, basins, field, pixel), RIM_NOISE_LEVELS * field.noise)
-    surplus = _blocks(np.where(basins > 0, fine - levels, -field.height), factor).mean(axis=-1)
-    owner = np.sort(_blocks(basins, factor), axis=-1)[..., factor * factor // 2]
+        levels = np.where(basins > 0, _levels(fine, basins, field, pixel), low)
+        levels = np.maximum(levels, RIM_NOISE_LEVELS * field.noise)
+    surplus = _blocks(fine - levels, factor).mean(axis=-1)
+    highest = _blocks(np.where(basins > 0, fine, -np.inf), factor).argmax(axis=-1)
+    owner = np.take_along_axis(_blocks(basins, factor), highest[..., None], axis=-1)[..., 0]
     return np.where((surplus > 0) & field.valid, owner, 0)
 
 
@@ -975,11 +979,15 @@ def group_agglomerates(
         return _label_map(values * 0, labels, "agglomerate_label", "agglomerate, 0 = none")
     radius = float(np.sqrt(np.median(count) * pixel[0] * pixel[1] / np.pi))
     gap = max(2.0 * max(pixel), 0.5 * radius) if gap_nm is None else gap_nm
-    # Half way across a gap of n pixels a pixel is (n + 1) / 2 from the nearest labelled one.
-    away = ndimage.distance_transform_edt(values == 0, sampling=pixel)
-    joined = ndimage.label(away <= 0.5 * (gap + max(pixel)) + 1e-9, np.ones((3, 3)))[0]
-    group = joined.ravel()[first]
-    members = np.bincount(group, minlength=int(joined.max()) + 1)
+    away, nearest = ndimage.distance_transform_edt(values == 0, sampling=pixel, return_indices=True)
+    # Where the regions nearest to two particles meet, their distances add up to the gap.
+    owner = values[tuple(nearest)]
+    a, b, width = _borders(owner, away, lambda one, other: -(one + other))
+    close = -width <= gap + 1e-6
+    size = int(numbers.max()) + 1
+    links = sparse.coo_array((np.ones(close.sum()), (a[close], b[close])), shape=(size, size))
+    group = sparse.csgraph.connected_components(links, directed=False)[1][numbers]
+    members = np.bincount(group)
     large = np.flatnonzero(members >= min_particles)
     starts = [int(first[group == g].min()) for g in large]
     number = np.zeros(members.size, np.int32)
@@ -1051,15 +1059,17 @@ def _noise_area(maps: xr.Dataset, labels: Labels, resolution: float, pixel: Pair
     values, errors = maps["thickness"].values, maps["thickness_errors"].values
     good = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
     away = ndimage.distance_transform_edt(labels == 0, sampling=pixel)
-    empty = good & (away > max(2.0 * resolution, 3.0 * max(pixel)))
+    empty = good & (away > max(1.25 * resolution, 3.0 * max(pixel)))
     if empty.sum() < 400:
         return most
     z = np.where(empty, values / np.where(good, errors, 1.0), 0.0)
     z = np.where(empty, z - _surface(z, empty), 0.0)
     reach = [max(2, int(np.ceil(resolution / p))) for p in pixel]
-    shape = [n + 2 * r for n, r in zip(z.shape, reach, strict=True)]
-    power = [np.abs(np.fft.rfft2(part, shape)) ** 2 for part in (z, empty.astype(float))]
-    product, pairs = (np.fft.irfft2(p, shape) for p in power)
+    shape = [fft.next_fast_len(n + 2 * r, real=True) for n, r in zip(z.shape, reach, strict=True)]
+    product, pairs = (
+        fft.irfft2(np.abs(fft.rfft2(part.astype(np.float32), shape)) ** 2, shape)
+        for part in (z, empty)
+    )
     rows, columns = (np.r_[0 : r + 1, -r:0] for r in reach)
     lags = np.ix_(rows, columns)
     near = np.hypot(rows[:, None] * pixel[0], columns * pixel[1]) <= max(
