@@ -26,10 +26,13 @@ __all__ = [
 
 Scale = Literal["auto", "edge_jump", "none"]
 Spectrum = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 #: Tables are not to be trusted this close to an edge (white lines, edge energy), in eV.
 BELOW_EDGE_EV = 4.0
 ABOVE_EDGE_EV = 10.0
+#: From here on the wings of the white lines do not matter.
+FAR_FROM_EDGE_EV = 20.0
 COMMON_EDGES = ("Mn L3", "Fe L3", "Co L3", "Ni L3", "O K", "C K", "N K", "F K", "Ti L3", "Cu L3")
 #: Frames may lie this far outside a reference before it counts as not covering them.
 COVERAGE_TOLERANCE_EV = 0.5
@@ -208,48 +211,54 @@ def _with_edge(energy: Spectrum, edge: Edge, material: Material) -> Spectrum:
     return _power_law(energy, edge.last_eV + np.array([25.0, 45.0]), material)
 
 
-def _split(spectrum: xr.DataArray, edge: Edge, name: str) -> tuple[Spectrum, Spectrum, Spectrum]:
-    """Boolean masks of the pre-edge and post-edge, and the pre-edge line of a spectrum."""
-    energy, values = spectrum.energy.values, spectrum.values.astype(float)
-    pre = energy < edge.first_eV - BELOW_EDGE_EV
-    far, near = (energy > edge.last_eV + k * ABOVE_EDGE_EV for k in (2.0, 1.0))
-    post = far if far.sum() > 3 else near  # the tail of the last white line reaches far
-    if not post.any() or not pre.any():
-        missing = "post-edge" if not post.any() else "pre-edge"
-        place = (
-            f"above {edge.last_eV + ABOVE_EDGE_EV:.0f} eV"
-            if not post.any()
-            else f"below {edge.first_eV - BELOW_EDGE_EV:.0f} eV"
-        )
-        raise InputError(
-            f"it ends at {energy[0]:.1f} and {energy[-1]:.1f} eV, so it has no {missing} ({place})"
-            " from which an edge jump could be taken",
-            where=f"reference '{name}'",
-            remedy="Measure the reference over the whole edge, or give it per nm, in cm2/g or"
-            " per atom.",
-        )
-    # A line needs a baseline of some length; over a short one its slope is noise.
-    long_enough = np.ptp(energy[pre]) > 3.0 and pre.sum() > 3
-    line = np.polyval(np.polyfit(energy[pre], values[pre], 1 if long_enough else 0), energy)
-    return pre, post, np.asarray(line)
+def _regions(spectrum: xr.DataArray, edge: Edge, name: str) -> Mask:
+    """Energies of a spectrum that the tables describe: well below and well above the edge."""
+    energy = spectrum.energy.values
+    below, above = edge.first_eV - energy, energy - edge.last_eV
+    chosen = np.zeros(energy.size, dtype=bool)
+    for side, distance, near in (
+        ("pre-edge", below, BELOW_EDGE_EV),
+        ("post-edge", above, ABOVE_EDGE_EV),
+    ):
+        if not (distance > near).any():
+            raise InputError(
+                f"it covers {energy[0]:.1f} to {energy[-1]:.1f} eV, so it has no {side} ({near:g}"
+                " eV or more from the edge) from which an edge jump could be taken",
+                where=f"reference '{name}'",
+                remedy="Measure the reference over the whole edge, or give it per nm, in cm2/g or"
+                " per atom.",
+            )
+        # The wings of the white lines reach far: keep away from them if the spectrum allows it.
+        far = distance > FAR_FROM_EDGE_EV
+        chosen |= far if far.sum() > 3 else distance > near
+    return chosen
 
 
 def _tie_to_tables(spectrum: xr.DataArray, edge: Edge, material: Material, name: str) -> Spectrum:
-    """Scale a spectrum so that its edge jump is that of the sample's edge element, in nm-1."""
-    _, post, line = _split(spectrum, edge, name)
+    """Scale a spectrum so that its edge jump is that of the sample's edge element, in nm-1.
+
+    Away from the edge the spectrum is the tabulated jump of the edge element, times a factor,
+    on a background: the power law of what absorbs besides, and a constant.
+    """
+    chosen = _regions(spectrum, edge, name)
     energy, values = spectrum.energy.values, spectrum.values.astype(float)
     background = _without_edge(energy, edge, material)
-    jump = _with_edge(energy[post], edge, material) - background[post]
-    measured = values[post] - line[post]
-    scale = float(np.sum(jump * measured) / np.sum(measured**2))
-    if not np.isfinite(scale) or np.mean(measured) <= 0:
+    above = energy > edge.first_eV
+    jump = np.where(above, _with_edge(energy, edge, material) - background, 0.0)
+    columns = [jump, background]
+    if np.ptp(energy[chosen & ~above]) > 5.0 and np.ptp(energy[chosen & above]) > 5.0:
+        columns.append(np.ones(energy.size))
+    design = np.column_stack(columns)
+    parameters, *_ = np.linalg.lstsq(design[chosen], values[chosen], rcond=None)
+    if not parameters[0] > 0:
         raise InputError(
             "its post-edge is not above its pre-edge, so there is no edge jump",
             where=f"reference '{name}'",
             remedy="Check the file: columns, energy units, and whether it is absorption.",
         )
-    LOG.info("reference '%s': edge jump scaled by %.4g to the tables", name, scale)
-    return np.asarray((values - line) * scale + background)
+    LOG.info("reference '%s': edge jump scaled by %.4g to the tables", name, 1 / parameters[0])
+    own_background = design[:, 1:] @ parameters[1:]
+    return np.asarray((values - own_background) / parameters[0] + background)
 
 
 def normalise_reference(
