@@ -35,6 +35,7 @@ __all__ = ["Run", "load_run", "parse_run", "resolve_paths", "to_yaml"]
 STAGES: dict[str, Callable[..., Any]] = {
     "align": align.register,
     "energy": calibrate.energy_shift,
+    "stray": unmix.estimate_stray,
     "fit": unmix.fit_components,
     "segment": segment.find_particles,
     "agglomerates": segment.group_agglomerates,

@@ -50,6 +50,9 @@ IN_MEMORY_BYTES = 256 * 2**20
 #: Rows of one slab are chosen so that a slab of all energies has about this size.
 SLAB_BYTES = 48 * 2**20
 DEFAULT_RESOLUTION_PX = 2.0
+#: Stray light is looked for in so many of the most absorbing pixels, at most this share of all.
+STRAY_PIXELS = 4096
+ABSORBING_SHARE = 0.3
 #: The open area must not absorb like the sample; this much mean optical density counts as doing so.
 OPEN_AREA_MAX_OD = 0.1
 
@@ -79,8 +82,8 @@ class Plan:
     labels : ndarray of int, optional
         Hand-corrected particle labels, on the pixel grid of the result.
     options : mapping
-        Options of the stages: ``align``, ``energy``, ``fit``, ``segment``, ``agglomerates``,
-        ``particles``, ``profiles``, ``models``, ``pooled``, ``heterogeneity``.
+        Options of the stages: ``align``, ``energy``, ``stray``, ``fit``, ``segment``,
+        ``agglomerates``, ``particles``, ``profiles``, ``models``, ``pooled``, ``heterogeneity``.
     seed : int
         Seed of every random step.
     """
@@ -142,6 +145,7 @@ def analyze(
         if not plan.spectra:
             return _tree(run.without_references(shifts, i0), stack, plan)
         spectra, set_of_references = run.calibrate(shifts, i0)
+        run.find_stray(spectra, shifts, i0, set_of_references)
         maps = run.map_composition(shifts, i0, spectra, set_of_references, defects)
         spectra = run.describe(spectra, maps, set_of_references)
         groups = {"shifts": shifts, "spectra": spectra, "maps": maps}
@@ -383,6 +387,44 @@ class _Run:
             total += self._frame_transmission(int(index), shifts, i0) / len(chosen)
         return total
 
+    def find_stray(
+        self, spectra: xr.Dataset, shifts: xr.Dataset, i0: xr.Dataset, components: xr.Dataset
+    ) -> None:
+        """Add the fraction of light that the sample cannot absorb to the spectra."""
+        stated = self.plan.instrument.stray_fraction
+        fraction, error = stated, float("nan")
+        if self.stack.attrs["quantity"] == "counts":
+            fraction, error = unmix.estimate_stray(
+                self._thick_pixels(shifts, i0), components, stated, **self.plan.of("stray")
+            )
+        if fraction != stated:
+            LOG.warning(
+                "%.1f %% of the light does not feel the sample (stated: %.1f %%): fitted",
+                100 * fraction, 100 * stated,
+            )  # fmt: skip
+        text = "fraction of the open-area light that the sample cannot absorb"
+        spectra["stray_fraction"] = ((), fraction, {"units": "1", "long_name": text})
+        spectra["stray_fraction_errors"] = ((), error, {"units": "1"})
+
+    def _thick_pixels(self, shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
+        """Transmission of a sample of the most absorbing pixels, as one column of an image."""
+        mean = self._mean_transmission(shifts, i0)
+        thick = np.flatnonzero(mean < np.nanpercentile(mean, 100 * ABSORBING_SHARE))
+        thick = thick[mean.ravel()[thick] < 0.75]
+        if thick.size > STRAY_PIXELS:
+            thick = thick[:: thick.size // STRAY_PIXELS]
+        column = np.empty((self.stack.sizes["energy"], thick.size, 1), dtype=np.float32)
+        for index in range(len(column)):
+            column[index, :, 0] = self._frame_transmission(index, shifts, i0).ravel()[thick]
+        one = self.stack.isel(y=slice(0, 8), x=slice(0, 8))
+        noise = absorption.transmission(
+            align.apply_shifts(one, shifts), i0, shifts, self.dark, i0.attrs["gain"]
+        ).drop_dims(["y", "x"])
+        axes = {"y": np.arange(thick.size, dtype=float), "x": np.zeros(1)}
+        pixels = noise.assign_coords({k: (k, v, {"units": "nm"}) for k, v in axes.items()})
+        pixels["transmission"] = (("energy", "y", "x"), column)
+        return pixels
+
     def map_composition(
         self,
         shifts: xr.Dataset,
@@ -392,7 +434,6 @@ class _Run:
         defects: xr.Dataset,
     ) -> xr.Dataset:
         """Composition maps, slab by slab of rows."""
-        instrument = self.plan.instrument
         pieces = []
         for rows in _progress(list(_slabs(self.stack)), "fitting pixels", self.progress):
             made = absorption.transmission(
@@ -403,7 +444,7 @@ class _Run:
                     made,
                     components,
                     float(spectra["energy_shift_errors"]),
-                    instrument.stray_fraction,
+                    float(spectra["stray_fraction"]),
                     **self.plan.of("fit"),
                 )
             )

@@ -58,7 +58,7 @@ CREASE_LEVELS = 5.0
 CREASE_SHARE = 0.1
 #: How a rim rises with depth below the edge: between the root of a sphere and the straight line
 #: of a wedge, as the mean around faceted and cut particles does.
-RIM_EXPONENT = 0.75
+RIM_EXPONENT = 0.65
 #: Noise that is left by the smoothing, as share of what the particles absorb.
 NOISE_SHARE = 0.04
 #: First order of a deconvolution that deepens narrow gaps: the share of the blur taken off.
@@ -377,8 +377,9 @@ def _rim_curve(distance: Array, rim: Array, radius: float, sigma: float) -> Arra
     """Blurred absorbed share [nm] at a distance [nm] inside of the provisional outline.
 
     The rim (place of the edge in sigma, log of the steepness, log of the cap in nm) is that of a
-    rounded body, thickness ``min(a sqrt(s (1 - s / 2 R)), cap)`` at depth s: a sphere for
-    ``a = 2 sqrt(2 R)``, a section's flat top for a low cap, an upright face for a large a.
+    rounded body, thickness ``min(a sqrt(R) (s (1 - s / 2 R) / R)**p, cap)`` at depth s: with p of
+    1/2 a sphere for ``a = 2 sqrt(2 R)``; a section's flat top for a low cap; an upright face for a
+    large a. p is `RIM_EXPONENT`.
     """
     place, steepness, cap = rim[0] * sigma, np.exp(rim[1]), np.exp(rim[2])
     offsets = np.linspace(-3.2, 3.2, 33)
@@ -395,31 +396,34 @@ def _rim_curve(distance: Array, rim: Array, radius: float, sigma: float) -> Arra
 
 def _rim_profile(
     values: Array, mine: Mask, others: Mask, field: _Field, pixel: Pair
-) -> tuple[Array, Array, Array, float]:
-    """Mean absorbed share against the distance inside of a provisional outline, free rims only."""
+) -> tuple[Array, Array, Array]:
+    """Distance inside of a provisional outline, mean absorbed share there and number of cells.
+
+    Only the free rim counts: cells whose nearest neighbour is further than the rim itself.
+    """
     step = float(np.sqrt(pixel[0] * pixel[1]))
     inwards = _edt(mine, pixel)
     signed = np.where(mine, inwards - 0.5 * step, 0.5 * step - _edt(~mine, pixel))
     reach = max(3.0 * field.sigma, 0.6 * float(inwards.max()))
     use = (signed > -3.0 * field.sigma) & (signed < reach)
-    if others.any():  # a rim counts where the nearest neighbour is further than the rim itself
+    if others.any():
         use &= _edt(~others, pixel) > np.abs(signed) + 2.5 * field.sigma
     cell = np.round(signed[use] / step).astype(int)
     if cell.size == 0:
-        return np.zeros(0), np.zeros(0), np.zeros(0), float(inwards.max())
+        return np.zeros(0), np.zeros(0), np.zeros(0)
     cell -= cell.min()
     count = np.bincount(cell)
     good = count > 3
     distance = np.bincount(cell, signed[use])[good] / count[good]
     mean = np.bincount(cell, values[use])[good] / count[good]
-    return distance, mean, count[good].astype(float), float(inwards.max())
+    return distance, mean, count[good].astype(float)
 
 
 def _rim_level(
     values: Array, mine: Mask, others: Mask, field: _Field, pixel: Pair, height: float
 ) -> float:
     """Absorbed share [nm] at a particle's edge, from a fit of its rim; NaN where none is free."""
-    distance, mean, count, _ = _rim_profile(values, mine, others, field, pixel)
+    distance, mean, count = _rim_profile(values, mine, others, field, pixel)
     outside, inside = distance < -0.5 * field.sigma, distance > 1.5 * field.sigma
     if outside.sum() < 2 or inside.sum() < 2:
         return float("nan")
@@ -579,6 +583,11 @@ def find_particles(
     check_map(thickness, "nm", name="thickness")
     if thickness_errors is not None:
         check_map(thickness_errors, "nm", name="thickness_errors")
+        if thickness_errors.shape != thickness.shape:
+            raise InputError(
+                f"its shape is {thickness_errors.shape}, that of the thickness {thickness.shape}",
+                where="thickness_errors",
+            )
     for name, length in (
         ("resolution_nm", resolution_nm),
         ("threshold_nm", threshold_nm),
@@ -1100,7 +1109,7 @@ class _Pixels:
 def _collect(maps: xr.Dataset, fraction: str, resolution: float) -> _Pixels:
     """Take the maps apart and mark what cannot be used."""
     values = {
-        name: np.asarray(maps[name].values, float)
+        name: np.asarray(maps[name].values)
         for name in (
             "thickness",
             "thickness_errors",
@@ -1120,10 +1129,10 @@ def _collect(maps: xr.Dataset, fraction: str, resolution: float) -> _Pixels:
         labels == 0, return_distances=False, return_indices=True
     )
     if "edge_distance" in maps:
-        distance = np.asarray(maps["edge_distance"].values, float)
+        distance = np.asarray(maps["edge_distance"].values)
     else:
         edge = edge_distance(maps["particle_label"], maps["thickness"], resolution)
-        distance = np.asarray(edge.values, float)
+        distance = np.asarray(edge.values)
     return _Pixels(
         labels=labels,
         thickness=usable[0],
@@ -1174,8 +1183,15 @@ def _row(data: _Pixels, label: int, crop: Crop, section: float | None) -> dict[s
     highest = float(data.smooth[crop][mine].max())
     allowed = 2.0 * radius if section is None else min(2.0 * radius, section)
     used = mine & np.isfinite(data.thickness[crop])
-    t, t_errors = data.thickness[crop][used], data.thickness_errors[crop][used]
-    f, f_errors = data.fraction[crop][used], data.fraction_errors[crop][used]
+    t, t_errors, f, f_errors = (
+        values[crop][used].astype(float)
+        for values in (
+            data.thickness,
+            data.thickness_errors,
+            data.fraction,
+            data.fraction_errors,
+        )
+    )
     row = dict(particle=label, area=area, radius=radius, y=centre[0], x=centre[1])
     row |= dict(thickness_max=highest, overlap=highest / allowed)
     row |= dict(at_border=bool((data.border[crop] & mine).any()), pixels=int(used.sum()))

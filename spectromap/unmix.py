@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from spectromap.schema import FLAGS, InputError, check_stack, with_units
 
-__all__ = ["fit_components", "fit_spectrum"]
+__all__ = ["estimate_stray", "fit_components", "fit_spectrum"]
 
 Baseline = Literal["none", "constant", "linear"]
 Array = NDArray[np.float64]
@@ -33,6 +33,8 @@ ITERATIONS = 5
 #: A pixel seen in a smaller share of the frames (the border of a drifting field) is not measured:
 #: the part of the spectrum that is left seldom tells the components apart.
 MIN_SHARE = 0.5
+#: Share of chi-squared by which fitted stray light must improve the fit to be believed.
+STRAY_GAIN = 0.01
 #: Amounts this many standard deviations below zero are not noise.
 NEGATIVE_SIGMA = 3.0
 #: A pivot this much smaller than its diagonal element means that the unknowns cannot be told apart.
@@ -134,6 +136,65 @@ def fit_components(
         maps[name] = with_units(array, name, _units_of(name, units))
     maps["flags"] = _flags(maps, problem, reject_chi2)
     return maps
+
+
+def estimate_stray(
+    absorption: xr.Dataset,
+    references: xr.Dataset,
+    stated: float = 0.0,
+    *,
+    enabled: bool = True,
+    max_fraction: float = 0.08,
+) -> tuple[float, float]:
+    """Fraction of the light that the sample cannot absorb, from thick pixels.
+
+    Light that does not pass the sample (higher orders, leakage, the far wings of the probe) fills
+    up the white lines where the sample is thick, which no amount of any reference does. One
+    fraction for all pixels is found by the smallest chi-squared.
+
+    Parameters
+    ----------
+    absorption : Dataset
+        As `fit_components` takes it; a sample of absorbing pixels is enough.
+    references : Dataset
+        As `fit_components` takes it.
+    stated : float
+        Fraction that is known already; the estimate replaces it only if it is clearly larger.
+    enabled : bool
+        False takes the stated fraction.
+    max_fraction : float
+        Largest fraction looked for.
+
+    Returns
+    -------
+    fraction, error : float
+        The fraction to use and its standard error, NaN where the stated one is kept.
+    """
+    frames = int(np.isfinite(absorption["photons"].values).sum())
+    _, _, components = _design(references, "constant")
+    if not enabled or frames < len(components) + 4 or absorption["transmission"].size == 0:
+        return stated, float("nan")
+    grid = np.unique(np.append(stated, stated + max_fraction * np.linspace(0.0, 1.0, 9) ** 2))
+    total = np.array([_capped_chi2(absorption, references, float(s)) for s in grid])
+    best = int(np.argmin(total))
+    if best == 0:
+        return stated, float("nan")
+    around = slice(max(best - 1, 0), min(best + 2, grid.size))
+    if best == grid.size - 1:
+        fraction, error = float(grid[-1]), float("nan")
+    else:
+        curvature, slope, _ = np.polyfit(grid[around], total[around], 2)
+        fraction, error = float(-slope / (2 * curvature)), float(1.0 / np.sqrt(curvature))
+    # Chi-squared is inflated by what references leave over; a gain must stand out from that too.
+    gain = (total[0] - total[best]) / total[best]
+    return (fraction, error) if gain > STRAY_GAIN else (stated, float("nan"))
+
+
+def _capped_chi2(absorption: xr.Dataset, references: xr.Dataset, stray: float) -> float:
+    """Sum of chi-squared over pixels, none of which counts too much."""
+    maps = fit_components(absorption, references, 0.0, stray)
+    degrees = maps["samples_used"].values.astype(float) - len(_design(references, "constant")[2])
+    return float(np.nansum(np.minimum(maps["chi2"].values, 9.0) * degrees))
 
 
 def fit_spectrum(

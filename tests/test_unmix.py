@@ -85,6 +85,22 @@ def test_stray_light_is_taken_out_when_it_is_known():
     assert float(blind.chi2.median()) > 1.1 > float(told.chi2.median())
 
 
+@pytest.mark.parametrize("stray", [0.0, 0.01, 0.03])
+def test_stray_light_is_found_where_the_sample_is_thick(stray):
+    made, references = flat(140.0, 60.0, 3000, n=40, stray=stray, dark=5.0)
+    found, error = unmix.estimate_stray(made, references)
+    assert found == pytest.approx(stray, abs=0.001)
+    if stray:
+        assert 0 < error < 0.001
+    assert unmix.estimate_stray(made, references, enabled=False)[0] == 0.0
+    assert unmix.estimate_stray(made, references, stray)[0] == pytest.approx(stray, abs=0.001)
+
+
+def test_stray_light_is_not_invented_in_a_thin_sample():
+    made, references = flat(10.0, 5.0, 1000, n=40)
+    assert unmix.estimate_stray(made, references)[0] == 0.0
+
+
 def test_an_offset_is_not_taken_for_sample():
     made, references = flat(60.0, 20.0, 3000, offset=0.2)
     maps = unmix.fit_components(made, references)
