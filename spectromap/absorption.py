@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from spectromap._numerics import interpolation_variance, robust_std
-from spectromap.schema import LOG, InputError, check_stack
+from spectromap.schema import LOG, InputError, check_stack, component_names, pixel_size
 
 __all__ = ["find_open_area", "i0_from_area", "i0_from_spectrum", "optical_density", "transmission"]
 
@@ -92,8 +92,6 @@ class Placement:
     @classmethod
     def from_shifts(cls, shifts: xr.Dataset | None, stack: xr.DataArray) -> Placement:
         """Shifts in pixels of a stack; zero where none are known."""
-        from spectromap.schema import pixel_size
-
         if shifts is None:
             zero = np.zeros(stack.sizes["energy"])
             return cls(zero, zero)
@@ -287,7 +285,7 @@ def sample_in_open_area(i0: xr.Dataset, references: xr.Dataset) -> float:
     level = i0["i0"].values
     good = np.isfinite(level) & (level > 0)
     energy = references["energy"].values
-    names = [n for n in references.data_vars if not str(n).endswith("_slope")]
+    names = component_names(references)
     smooth = np.polynomial.chebyshev.chebvander(
         2 * (energy - energy[0]) / max(np.ptp(energy), 1e-9) - 1, 3
     )

@@ -19,7 +19,7 @@ from scipy import fft, ndimage
 from scipy.signal.windows import tukey
 
 from spectromap._numerics import robust_std, sample_shifted
-from spectromap.schema import LOG, InputError, check_stack, pixel_size
+from spectromap.schema import LOG, InputError, check_stack, component_names, pixel_size
 
 __all__ = ["apply_shifts", "register", "zero_shifts"]
 
@@ -359,7 +359,7 @@ class _Refiner:
         level = np.array([_bright_level(frame) for frame in frames])
         basis = None
         if references is not None:
-            names = [n for n in references.data_vars if not str(n).endswith("_slope")]
+            names = component_names(references)
             basis = np.column_stack([references[n].values for n in names])
         noise_free = stack.attrs["quantity"] != "counts"
         return cls(frames, level, basis, 0.0 if noise_free else dark)

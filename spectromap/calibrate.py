@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from spectromap.schema import LOG
+from spectromap.schema import LOG, component_names
 
 __all__ = ["energy_shift"]
 
@@ -48,7 +48,7 @@ def energy_shift(
         references do not describe the spectrum; ``(0, nan)`` where the data cannot fix it.
     """
     good = np.isfinite(od) & np.isfinite(od_errors) & (od_errors > 0) & (od < MAX_OD)
-    count = len([n for n in references(0.0).data_vars if not str(n).endswith("_slope")])
+    count = len(component_names(references(0.0)))
     if not enabled or good.sum() < count + 4:
         return 0.0, float("nan")
     weights = 1.0 / od_errors[good] ** 2
@@ -80,7 +80,7 @@ def _misfit(
     od: Array, weights: Array, references: xr.Dataset, good: NDArray[np.bool_]
 ) -> tuple[float, float, float]:
     """Chi-squared of the linear fit, its half-gradient and curvature by the shift."""
-    names = [str(n) for n in references.data_vars if not str(n).endswith("_slope")]
+    names = component_names(references)
     columns: list[Any] = [references[n].values[good] for n in names]
     design = np.column_stack([*columns, np.ones(od.size)])
     root = np.sqrt(weights)[:, None]

@@ -36,6 +36,7 @@ from spectromap.schema import (
     Instrument,
     Sample,
     check_stack,
+    component_names,
     pixel_size,
 )
 
@@ -465,7 +466,7 @@ class _Run:
         baseline = self.plan.of("fit").get("baseline", "constant")
         _, _, fitted = unmix.fit_spectrum(od, errors, components, baseline=baseline)
         spectra["mean_fit"] = ("energy", fitted, {"units": "1"})
-        for name in references.component_names(components):
+        for name in component_names(components):
             spectra[f"reference_{name}"] = components[name]
         return spectra
 
@@ -528,7 +529,7 @@ class _Run:
             technique=self.stack.attrs.get("technique", "stxm"),
             delithiated_time_s=sample.delithiated_time_s,
             delithiated_time_rel_error=sample.delithiated_time_rel_error,
-            references=components[references.component_names(components)],
+            references=components[component_names(components)],
             fraction=self.plan.fraction,
             photons=float(np.nanmedian(spectra["i0"].values)) / gain,
             dark_counts=self.dark / gain,

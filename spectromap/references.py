@@ -463,8 +463,3 @@ def _interpolate(spectrum: xr.DataArray, energy: Spectrum) -> tuple[Spectrum, Sp
     inside = np.clip(energy, own[0], own[-1])
     slope = np.where(inside == energy, spline(inside, 1), 0.0)
     return np.asarray(spline(inside)), slope
-
-
-def component_names(references: xr.Dataset) -> list[str]:
-    """Names of the components in a reference set, in order."""
-    return [str(name) for name in references.data_vars if not str(name).endswith("_slope")]

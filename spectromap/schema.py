@@ -278,3 +278,14 @@ def pixel_size(array: xr.DataArray) -> tuple[float, float]:
         values = np.asarray(array[dim].values, dtype=float)
         steps.append(float(np.median(np.diff(values))) if values.size > 1 else 1.0)
     return steps[0], steps[1]
+
+
+def component_names(references: xr.Dataset) -> list[str]:
+    """Names of the components in a set of reference spectra, in order.
+
+    Parameters
+    ----------
+    references : Dataset, dims (energy,)
+        One variable a component and ``<component>_slope``, its derivative by energy.
+    """
+    return [str(name) for name in references.data_vars if not str(name).endswith("_slope")]

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from spectromap.schema import FLAGS, InputError, check_stack, with_units
+from spectromap.schema import FLAGS, InputError, check_stack, component_names, with_units
 
 __all__ = ["estimate_stray", "fit_components", "fit_spectrum"]
 
@@ -236,7 +236,7 @@ def _units_of(name: str, units: str) -> str:
 
 def _design(references: xr.Dataset, baseline: Baseline) -> tuple[Array, Array, tuple[str, ...]]:
     """Design matrix, slopes of the references, component names."""
-    components = tuple(str(n) for n in references.data_vars if not str(n).endswith("_slope"))
+    components = tuple(component_names(references))
     energy = references.energy.values
     columns = [references[name].values for name in components]
     span = max(float(np.ptp(energy)), 1e-9)

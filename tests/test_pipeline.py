@@ -184,3 +184,17 @@ def test_peak_memory_of_a_small_stack(folder, tmp_path):
 def test_result_opens_as_netcdf(folder):
     with xr.open_datatree(Path(folder) / "out" / "result.h5") as tree:
         assert "mn3_fraction" in tree["/entry/maps"]
+
+
+def test_silx_finds_the_default_plot_and_every_group(folder):
+    nxdata = pytest.importorskip("silx.io.nxdata")
+    import h5py
+
+    with h5py.File(folder / "out" / "result.h5") as file:
+        default = nxdata.get_default(file)
+        assert default is not None
+        assert default.signal.name == "/entry/maps/mn3_fraction"
+        assert [axis.name for axis in default.axes] == ["/entry/maps/y", "/entry/maps/x"]
+        for name in set(RESULT_GROUPS) - {"process"}:
+            group = nxdata.NXdata(file[f"/entry/{name}"])
+            assert group.is_valid, f"{name}: {group.issues}"
