@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectromap import __version__
-from spectromap.schema import LOG, SpectromapError
+from spectromap.schema import LOG, FileError, SpectromapError
 
 EXIT_MISTAKE = 2  # something the user can mend
 EXIT_INTERRUPTED = 130
@@ -79,8 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     options.line = shlex.join(["spectromap", *given])
-    handlers = _start_log(options)
+    handlers: list[logging.Handler] = []
     try:
+        handlers += _start_log(options)
         return int(_COMMANDS[options.command](options) or 0)
     except SpectromapError as error:
         LOG.debug("stopped", exc_info=True)
@@ -102,7 +103,12 @@ def _start_log(options: argparse.Namespace) -> list[logging.Handler]:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     handlers: list[logging.Handler] = [terminal]
     if options.log is not None:
-        file = logging.FileHandler(options.log, encoding="utf-8")
+        try:
+            file = logging.FileHandler(options.log, encoding="utf-8")
+        except OSError as error:
+            raise FileError(
+                f"no log can be written ({error.strerror})", where=options.log
+            ) from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     LOG.setLevel(logging.DEBUG)
@@ -121,7 +127,17 @@ def _demo(options: argparse.Namespace) -> None:
 def _info(options: argparse.Namespace) -> None:
     from spectromap import io
 
-    print(io.info(options.file))
+    try:
+        print(io.info(options.file))
+    except FileError as no_stack:
+        try:
+            spectrum = io.read_spectrum(options.file)
+        except SpectromapError:
+            raise no_stack from None
+        low, high = float(spectrum.energy[0]), float(spectrum.energy[-1])
+        print(f"{options.file}: a spectrum of {spectrum.size} points, {low:g} to {high:g} eV,")
+        print(f"values {float(spectrum.min()):.4g} to {float(spectrum.max()):.4g}", end=" ")
+        print(f"in units of {spectrum.attrs['units']}")
 
 
 def _check(options: argparse.Namespace) -> None:

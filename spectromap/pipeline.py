@@ -232,7 +232,7 @@ class _Run:
 
     def register(self) -> xr.Dataset:
         """Shift of every frame."""
-        _say(self.progress, "registering frames")
+        LOG.info("registering frames")
         known = self.reference_set() if self.plan.spectra else None
         return align.register(self.stack, known, self.dark, **self.plan.of("align"))
 
@@ -331,7 +331,7 @@ class _Run:
 
     def calibrate(self, shifts: xr.Dataset, i0: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
         """Mean spectrum of the absorbing pixels, and the references at the energy it fixes."""
-        _say(self.progress, "calibrating the energy")
+        LOG.info("calibrating the energy")
         spectra = self._mean_spectrum(shifts, i0)
         od, errors = spectra["mean_od"].values, spectra["mean_od_errors"].values
         shift, error = calibrate.energy_shift(
@@ -481,7 +481,7 @@ class _Run:
                 " sample.formula and sample.density_g_cm3, or references per nm"
             )
             return {}
-        _say(self.progress, "particles, profiles and models")
+        LOG.info("particles, profiles and models")
         if plan.labels is not None:
             labels = segment.check_labels(plan.labels, maps["thickness"])
         else:
@@ -648,11 +648,6 @@ def _tree(groups: Mapping[str, xr.Dataset], stack: xr.DataArray, plan: Plan) -> 
         "source_file": str(stack.attrs.get("source_file", "")),
     }
     return tree
-
-
-def _say(show: bool, text: str) -> None:
-    if show:
-        LOG.info(text)
 
 
 def _progress(items: list[Any], text: str, show: bool) -> Any:
