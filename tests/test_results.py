@@ -17,8 +17,6 @@ import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
-import silx.io
-import silx.io.nxdata
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from make_results import make_tree, only_maps, with_lazy_map, without_particles
@@ -189,7 +187,16 @@ def test_any_text_and_number_survives(tmp_path, names, attr, number, count):
 # --- NeXus -------------------------------------------------------------------------------------
 
 
-def test_silx_finds_the_default_plot(tree, file):
+@pytest.fixture(scope="module")
+def silx():
+    """silx, where it is installed: it is no dependency, only a witness."""
+    pytest.importorskip("silx.io.nxdata")
+    import silx
+
+    return silx
+
+
+def test_silx_finds_the_default_plot(tree, file, silx):
     maps = tree["entry/maps"]
     with silx.io.open(str(file)) as opened:
         default = silx.io.nxdata.get_default(opened)
@@ -205,7 +212,7 @@ def test_silx_finds_the_default_plot(tree, file):
         assert "thickness" in default.auxiliary_signals_dataset_names
 
 
-def test_every_group_is_valid_nexus(file):
+def test_every_group_is_valid_nexus(file, silx):
     signals = {}
     with silx.io.open(str(file)) as opened:
         assert opened.attrs["NX_class"] == "NXroot"
@@ -244,7 +251,7 @@ def test_nexus_attributes(file):
         assert entry["maps/thickness"].attrs["units"] == "nm"
 
 
-def test_a_group_without_numbers_is_no_plot(tree, tmp_path):
+def test_a_group_without_numbers_is_no_plot(tree, tmp_path, silx):
     file = write_result(without_particles(tree), tmp_path / "empty.h5")
     with silx.io.open(str(file)) as opened:
         assert opened["entry/profiles"].attrs["NX_class"] == "NXcollection"
