@@ -454,7 +454,7 @@ class _Run:
         flags |= np.where(defects["dead"].values, FLAGS["dead"], 0).astype(np.int32)
         flags |= np.where(defects["saturated"].values, FLAGS["saturated"], 0).astype(np.int32)
         maps["flags"].attrs |= {
-            "flag_masks": " ".join(str(bit) for bit in FLAGS.values()),
+            "flag_masks": np.array(list(FLAGS.values()), dtype=np.int32),
             "flag_meanings": " ".join(FLAGS),
         }
         maps.attrs["fraction"] = self.plan.fraction
