@@ -142,6 +142,24 @@ def test_labels_given_by_hand_replace_segmentation(folder, result, tmp_path):
     assert np.array_equal(batch.load_plan(again).labels, labels)
 
 
+def test_region_mask_and_spectrum_give_the_same_i0(folder, made, tmp_path):
+    mask = np.zeros((96, 110), bool)
+    mask[2:90, 2:9] = True
+    np.save(tmp_path / "mask.npy", mask)
+    sources = [{"region": [2, 90, 2, 9]}, {"mask": str(tmp_path / "mask.npy")}]
+    found = []
+    for number, i0 in enumerate(sources):
+        out = tmp_path / str(number)
+        batch.run(load_run(folder / "run.yaml", i0=i0), out)
+        found.append(read_result(out / "result.h5")["/entry/spectra"]["i0"].values)
+    assert np.array_equal(*found)
+    lines = [f"{e:.5f} {v:.4f}" for e, v in zip(made.stack.energy.values, found[0], strict=True)]
+    (tmp_path / "i0.xsp").write_text("\n".join(lines))
+    batch.run(load_run(folder / "run.yaml", i0={"spectrum": str(tmp_path / "i0.xsp")}), tmp_path)
+    spectrum = read_result(tmp_path / "result.h5")["/entry/spectra"]["i0"].values
+    assert np.allclose(spectrum, found[0], rtol=1e-5)
+
+
 def test_flipping_the_file_changes_nothing_but_the_direction(folder, result, made, tmp_path):
     turned = make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, energy_shift=0.15)
     turned.stack = turned.stack.isel(y=slice(None, None, -1))
