@@ -35,6 +35,8 @@ ITERATIONS = 5
 MIN_SHARE = 0.5
 #: Share of chi-squared by which fitted stray light must improve the fit to be believed.
 STRAY_GAIN = 0.01
+#: A fraction less certain than this is not worth a colour in the map for the eye.
+SHOWN_ERROR = 0.5
 #: Amounts this many standard deviations below zero are not noise.
 NEGATIVE_SIGMA = 3.0
 #: A pivot this much smaller than its diagonal element means that the unknowns cannot be told apart.
@@ -100,10 +102,10 @@ def fit_components(
     Dataset, dims (y, x)
         For every component c ``<c>_fraction`` (unconstrained), ``<c>_fraction_errors`` (photon
         noise), ``<c>_fraction_systematic`` (I0 and energy calibration, common to the pixels) and
-        ``<c>_fraction_nonnegative`` (for the eye); ``thickness`` with its errors and
-        ``thickness_nonnegative`` in nm; ``offset``; ``chi2`` reduced; ``residual``, the median
-        absolute residual in OD; ``max_od``; ``flags``. Also ``<c>_thickness`` and its variances and
-        covariances ``<c>_<d>_covariance`` for sums over pixels.
+        ``<c>_fraction_nonnegative`` (for the eye, NaN where nothing is known); ``thickness`` with
+        its errors and ``thickness_nonnegative`` in nm; ``offset``; ``chi2`` reduced; ``residual``,
+        the median absolute residual in OD; ``max_od``; ``flags``. Also ``<c>_thickness`` and its
+        variances and covariances ``<c>_<d>_covariance`` for sums over pixels.
 
     Raises
     ------
@@ -536,7 +538,8 @@ def _summarise(state: _State, problem: _Problem) -> dict[str, NDArray[Any]]:
         result[f"{name}_fraction"] = fractions[k]
         result[f"{name}_fraction_errors"] = random[k]
         result[f"{name}_fraction_systematic"] = systematic[k]
-        result[f"{name}_fraction_nonnegative"] = shown[k]
+        seen = random[k] < SHOWN_ERROR
+        result[f"{name}_fraction_nonnegative"] = np.where(seen, shown[k], np.nan)
         result[f"{name}_thickness"] = amounts[k]
         for other in range(k, count):
             result[f"{name}_{problem.components[other]}_covariance"] = covariance[k, other]

@@ -43,14 +43,14 @@ def run(folder: Path, capsys) -> SimpleNamespace:
     return SimpleNamespace(code=code, error=error, out=out)
 
 
-def refused(folder: Path, capsys, *texts: str) -> None:
+def check_refused(folder: Path, capsys, *texts: str) -> None:
     outcome = run(folder, capsys)
     assert outcome.code == 2
     for text in texts:
         assert text in outcome.error, outcome.error
 
 
-def warned(folder: Path, capsys, *texts: str):
+def check_warned(folder: Path, capsys, *texts: str):
     """Run through with a warning that the result keeps; returns the result."""
     outcome = run(folder, capsys)
     assert outcome.code == 0, outcome.error
@@ -65,7 +65,7 @@ def test_truncated_hdf5(tmp_path, capsys):
     write_run(tmp_path)
     path = tmp_path / "scan.hdf5"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused(tmp_path, capsys, "scan.hdf5", "truncated")
+    check_refused(tmp_path, capsys, "scan.hdf5", "truncated")
 
 
 def test_truncated_in_the_middle_of_the_data(tmp_path, capsys, made):
@@ -76,13 +76,13 @@ def test_truncated_in_the_middle_of_the_data(tmp_path, capsys, made):
     content = bytearray(path.read_bytes())
     content[info.byte_offset : info.byte_offset + info.size] = bytes(info.size)
     path.write_bytes(content)
-    refused(tmp_path, capsys, "scan.hdf5")
+    check_refused(tmp_path, capsys, "scan.hdf5")
 
 
 def test_empty_hdf5(tmp_path, capsys):
     write_run(tmp_path)
     (tmp_path / "scan.hdf5").write_bytes(b"")
-    refused(tmp_path, capsys, "scan.hdf5", "empty")
+    check_refused(tmp_path, capsys, "scan.hdf5", "empty")
 
 
 def test_hdf5_without_a_stack_lists_every_format_with_its_reason(tmp_path, capsys):
@@ -90,13 +90,13 @@ def test_hdf5_without_a_stack_lists_every_format_with_its_reason(tmp_path, capsy
     (tmp_path / "scan.hdf5").unlink()
     with h5py.File(tmp_path / "scan.hdf5", "w") as file:
         file["nothing"] = 1
-    refused(tmp_path, capsys, "scan.hdf5", "NXstxm", "CXI", "als-hdr", "axis2000", "tiff")
+    check_refused(tmp_path, capsys, "scan.hdf5", "NXstxm", "CXI", "als-hdr", "axis2000", "tiff")
 
 
 def test_missing_stack(tmp_path, capsys):
     write_run(tmp_path)
     (tmp_path / "scan.hdf5").unlink()
-    refused(tmp_path, capsys, "scan.hdf5")
+    check_refused(tmp_path, capsys, "scan.hdf5")
 
 
 def write_als(folder: Path, made) -> None:
@@ -110,21 +110,21 @@ def test_missing_xim(tmp_path, capsys, made):
     write_als(tmp_path, made)
     missing = sorted(tmp_path.glob("*.xim"))[7]
     missing.unlink()
-    refused(tmp_path, capsys, missing.name)
+    check_refused(tmp_path, capsys, missing.name)
 
 
 def test_planes_of_different_shape(tmp_path, capsys, made):
     write_als(tmp_path, made)
     odd = sorted(tmp_path.glob("*.xim"))[5]
     odd.write_text("\n".join(odd.read_text().splitlines()[:-3]) + "\n")
-    refused(tmp_path, capsys, odd.name)
+    check_refused(tmp_path, capsys, odd.name)
 
 
 def test_nan_and_negative_counts_are_flagged(tmp_path, capsys, made):
     made.stack[3, 10:12, 10:12] = np.nan
     made.stack[4, 60, 70] = -50
     write_run(tmp_path, made)
-    tree = warned(tmp_path, capsys, "negative counts", "samples without data")
+    tree = check_warned(tmp_path, capsys, "negative counts", "samples without data")
     flags = tree["/entry/maps"]["flags"].values
     assert flags[10, 10] & FLAGS["energies_left_out"]
     assert np.isfinite(tree["/entry/maps"]["thickness"].values[10, 10])
@@ -135,7 +135,7 @@ def test_dead_pixels_rows_and_frames_are_flagged(tmp_path, capsys, made):
     made.stack[:, 5, 6] = 0
     made.stack[9] = 0
     write_run(tmp_path, made)
-    tree = warned(tmp_path, capsys, "dead pixels", "frames without beam")
+    tree = check_warned(tmp_path, capsys, "dead pixels", "frames without beam")
     assert tree["/entry/shifts"]["flagged"].values[9]
     assert (tree["/entry/maps"]["flags"].values[40] & FLAGS["dead"]).all()
 
@@ -143,7 +143,7 @@ def test_dead_pixels_rows_and_frames_are_flagged(tmp_path, capsys, made):
 def test_saturated_pixels_are_flagged(tmp_path, capsys, made):
     made.stack.values[:] = np.minimum(made.stack.values, 3060.0)
     write_run(tmp_path, made)
-    tree = warned(tmp_path, capsys, "saturated")
+    tree = check_warned(tmp_path, capsys, "saturated")
     assert (tree["/entry/maps"]["flags"].values & FLAGS["saturated"]).any()
 
 
@@ -154,7 +154,7 @@ def test_unsorted_energies_are_sorted(tmp_path, capsys, made):
     straight = run(sorted_run, capsys)
     made.stack = made.stack.isel(energy=order)
     write_run(mixed_run, made)
-    tree = warned(mixed_run, capsys, "not in order")
+    tree = check_warned(mixed_run, capsys, "not in order")
     assert straight.code == 0
     expected = read_result(straight.out / "result.h5")["/entry/maps"]["thickness"].values
     assert np.array_equal(tree["/entry/maps"]["thickness"].values, expected, equal_nan=True)
@@ -165,7 +165,7 @@ def test_repeated_energies_are_kept_and_told(tmp_path, capsys, made):
     energy[11] = energy[10]
     made.stack = made.stack.assign_coords(energy=("energy", energy, {"units": "eV"}))
     write_run(tmp_path, made)
-    tree = warned(tmp_path, capsys, "recorded more than once")
+    tree = check_warned(tmp_path, capsys, "recorded more than once")
     assert tree["/entry/shifts"].sizes["energy"] == 24
 
 
@@ -173,31 +173,31 @@ def test_kev_given_as_ev(tmp_path, capsys, made):
     write_run(tmp_path, made)
     with h5py.File(tmp_path / "scan.hdf5", "r+") as file:
         file["entry1/counter0/energy"][:] /= 1e3
-    refused(tmp_path, capsys, "scan.hdf5", "keV")
+    check_refused(tmp_path, capsys, "scan.hdf5", "keV")
 
 
 def test_fewer_energies_than_unknowns(tmp_path, capsys, made):
     made.stack = made.stack[[8, 16]]
     write_run(tmp_path, made, i0={"region": [0, 10, 0, 10]})
-    refused(tmp_path, capsys, "2 energies cannot fix 3 unknowns")
+    check_refused(tmp_path, capsys, "2 energies cannot fix 3 unknowns")
 
 
 def test_references_that_do_not_cover_the_energies(tmp_path, capsys, made):
     write_run(tmp_path, made)
     write_references(tmp_path, low=637.0)
-    refused(tmp_path, capsys, "reference 'mn", "637.00", "Use a reference")
+    check_refused(tmp_path, capsys, "reference 'mn", "637.00", "Use a reference")
 
 
 def test_missing_reference_file(tmp_path, capsys, made):
     write_run(tmp_path, made)
     (tmp_path / "mn3.csv").unlink()
-    refused(tmp_path, capsys, "references.mn3.file", "mn3.csv")
+    check_refused(tmp_path, capsys, "references.mn3.file", "mn3.csv")
 
 
 def test_i0_of_zero_in_a_frame(tmp_path, capsys, made):
     made.stack[6, :12, :12] = 0
     write_run(tmp_path, made, i0={"region": [0, 10, 0, 10]}, align={"enabled": False})
-    tree = warned(tmp_path, capsys, "I0 is zero")
+    tree = check_warned(tmp_path, capsys, "I0 is zero")
     assert list(np.flatnonzero(tree["/entry/spectra"]["i0"].values <= 0)) == [6]
     assert np.isfinite(tree["/entry/maps"]["thickness"].values).mean() > 0.9
 
@@ -205,7 +205,7 @@ def test_i0_of_zero_in_a_frame(tmp_path, capsys, made):
 def test_i0_of_zero_everywhere(tmp_path, capsys, made):
     made.stack[:, :12, :12] = 0
     write_run(tmp_path, made, i0={"region": [0, 10, 0, 10]}, align={"enabled": False})
-    refused(tmp_path, capsys, "i0")
+    check_refused(tmp_path, capsys, "i0")
 
 
 def test_a_stack_without_open_area_says_so(tmp_path, capsys):
@@ -220,25 +220,25 @@ def test_a_stack_without_open_area_says_so(tmp_path, capsys):
     covered = make(seed=1, shape=(80, 90), n_energies=24)
     covered.stack = label(rng.poisson(3000 * light).astype(np.float32), energy, 10.0)
     write_run(tmp_path, covered, align={"enabled": False})
-    warned(tmp_path, capsys, "the open area absorbs like the sample")
+    check_warned(tmp_path, capsys, "the open area absorbs like the sample")
 
 
 def test_a_mask_of_another_shape(tmp_path, capsys, made):
     np.save(tmp_path / "mask.npy", np.ones((10, 12), bool))
     write_run(tmp_path, made, i0={"mask": "mask.npy"})
-    refused(tmp_path, capsys, "i0.mask", "(10, 12)", "(80, 90)")
+    check_refused(tmp_path, capsys, "i0.mask", "(10, 12)", "(80, 90)")
 
 
 def test_labels_of_another_shape(tmp_path, capsys, made):
     np.save(tmp_path / "labels.npy", np.ones((10, 12), np.int32))
     write_run(tmp_path, made, labels="labels.npy")
-    refused(tmp_path, capsys, "labels", "(10, 12)", "(80, 90)")
+    check_refused(tmp_path, capsys, "labels", "(10, 12)", "(80, 90)")
 
 
 def test_a_frame_that_cannot_be_aligned(tmp_path, capsys, made):
     made.stack[13] = np.random.default_rng(0).poisson(900.0, made.stack.shape[1:])
     write_run(tmp_path, made)
-    tree = warned(tmp_path, capsys, "could not be aligned")
+    tree = check_warned(tmp_path, capsys, "could not be aligned")
     assert list(np.flatnonzero(tree["/entry/shifts"]["flagged"].values)) == [13]
 
 
@@ -281,7 +281,7 @@ def test_unknown_compression_filter(tmp_path, capsys, made):
         dataset = h5py.h5d.create(group.id, b"data", h5py.h5t.IEEE_F32LE, space, plist)
         for k in range(24):
             dataset.write_direct_chunk((k, 0, 0), bytes(4 * 80 * 90))
-    refused(tmp_path, capsys, "scan.hdf5", "40999")
+    check_refused(tmp_path, capsys, "scan.hdf5", "40999")
 
 
 def test_external_link_outside_the_data_folder(tmp_path, capsys, made):
@@ -295,7 +295,7 @@ def test_external_link_outside_the_data_folder(tmp_path, capsys, made):
         file["entry1/counter0/data"] = h5py.ExternalLink(
             "../outside/secret.hdf5", "/entry1/counter0/data"
         )
-    refused(folder, capsys, "scan.hdf5", "outside the folder")
+    check_refused(folder, capsys, "scan.hdf5", "outside the folder")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_external_link_outside_the_data_folder(tmp_path, capsys, made):
 )
 def test_yaml_that_is_not_a_description(tmp_path, capsys, text, expected):
     (tmp_path / "run.yaml").write_text(text)
-    refused(tmp_path, capsys, "run.yaml", expected)
+    check_refused(tmp_path, capsys, "run.yaml", expected)
 
 
 def test_check_names_every_mistake_at_once(tmp_path, capsys, made):

@@ -211,7 +211,9 @@ def test_silx_finds_the_default_plot_and_every_group(folder):
     with h5py.File(folder / "out" / "result.h5") as file:
         default = nxdata.get_default(file)
         assert default is not None
-        assert default.signal.name == "/entry/maps/mn3_fraction"
+        assert default.signal.name == "/entry/maps/mn3_fraction_nonnegative"
+        shown = default.signal[()]
+        assert 0 <= np.nanmin(shown) <= np.nanmax(shown) <= 1
         assert [axis.name for axis in default.axes] == ["/entry/maps/y", "/entry/maps/x"]
         for name in set(RESULT_GROUPS) - {"process"}:
             group = nxdata.NXdata(file[f"/entry/{name}"])

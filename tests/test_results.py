@@ -132,7 +132,7 @@ def test_several_edges_and_nested_groups(tree, tmp_path):
     file = write_result(more, tmp_path / "more.h5")
     xr.testing.assert_identical(more, read_result(file))
     with h5py.File(file) as raw:
-        assert raw["entry/maps_ni_l3"].attrs["signal"] == "ni3_fraction"
+        assert raw["entry/maps_ni_l3"].attrs["signal"] == "ni3_fraction_nonnegative"
         assert raw["entry/bcdi/object"].attrs["signal"] == "amplitude"
 
 
@@ -202,13 +202,13 @@ def test_silx_finds_the_default_plot(tree, file, silx):
         default = silx.io.nxdata.get_default(opened)
         assert default is not None
         assert default.is_valid
-        assert default.signal.name == "/entry/maps/mn3_fraction"
+        assert default.signal.name == "/entry/maps/mn3_fraction_nonnegative"
         assert default.axes_dataset_names == ["y", "x"]
-        assert default.signal_name == "Mn3+ fraction"
-        np.testing.assert_array_equal(default.signal[()], maps["mn3_fraction"].values)
-        np.testing.assert_array_equal(default.errors[()], maps["mn3_fraction_errors"].values)
+        shown = maps["mn3_fraction_nonnegative"].values
+        np.testing.assert_array_equal(default.signal[()], shown)
         np.testing.assert_array_equal(default.axes[1][()], maps["x"].values)
         assert default.axes[0].attrs["units"] == "nm"
+        assert "mn3_fraction" in default.auxiliary_signals_dataset_names
         assert "thickness" in default.auxiliary_signals_dataset_names
 
 
@@ -225,7 +225,7 @@ def test_every_group_is_valid_nexus(file, silx):
     assert signals == {
         "shifts": "shift_y",
         "spectra": "mean_od",
-        "maps": "mn3_fraction",
+        "maps": "mn3_fraction_nonnegative",
         "particles": "mn3_fraction",
         "profiles": "mn3_fraction",
         "models": "D_cm2_s",

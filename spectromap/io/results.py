@@ -42,7 +42,8 @@ INTERPRETATION = "interpretation"
 SIGNALS = {
     "shifts": ("shift_y", "shift_x"),
     "spectra": ("mean_od", "i0"),
-    "maps": ("{fraction}_fraction", "thickness"),
+    # The unconstrained fraction of nothing is any number: the map for the eye is the one to show.
+    "maps": ("{fraction}_fraction_nonnegative", "{fraction}_fraction", "thickness", "mean_od"),
     "particles": ("{fraction}_fraction", "thickness", "radius"),
     "profiles": ("{fraction}_fraction", "thickness"),
     "models": ("D_cm2_s", "Dt_cm2", "shell_thickness"),
@@ -53,7 +54,7 @@ SIGNALS = {
 AUXILIARY = {
     "shifts": ("shift_x",),
     "spectra": ("mean_fit",),
-    "maps": ("thickness", "chi2", "{fraction}_fraction_nonnegative", "particle_label"),
+    "maps": ("{fraction}_fraction", "thickness", "chi2", "particle_label"),
 }
 #: Groups whose two-dimensional signal is a list of curves and not a picture.
 CURVES = ("profiles",)
