@@ -267,7 +267,10 @@ class _Run:
             if area.sum() < absorption.FEW_OPEN_PIXELS:
                 LOG.warning("the open area has only %d pixels: I0 is noisy", int(area.sum()))
             i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark)
-            self._check_open_area(i0)
+            if self.stack.attrs["quantity"] == "optical_density":
+                i0["i0"][:], i0["i0_errors"][:] = 1.0, 0.0  # I0 was divided out already
+            else:
+                self._check_open_area(i0)
         i0.attrs["gain"] = absorption.effective_gain(i0, self.stack.attrs["quantity"])
         return i0
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from make_runs import write_run
-from make_stacks import make
+from make_stacks import make, spectra
 
 from spectromap import batch, cli, pipeline
 from spectromap.config import load_run
@@ -158,6 +158,28 @@ def test_region_mask_and_spectrum_give_the_same_i0(folder, made, tmp_path):
     batch.run(load_run(folder / "run.yaml", i0={"spectrum": str(tmp_path / "i0.xsp")}), tmp_path)
     spectrum = read_result(tmp_path / "result.h5")["/entry/spectra"]["i0"].values
     assert np.allclose(spectrum, found[0], rtol=1e-5)
+
+
+def test_a_stack_of_optical_densities_is_not_divided_again():
+    still = make(seed=4, shape=(80, 90), n_energies=30, photons=20000.0, drift_px=0.0)
+    counts = np.maximum(still.stack.values, 1.0)
+    od = still.stack.copy(data=-np.log(counts / still.i0[:, None, None]).astype(np.float32))
+    od.attrs |= {"quantity": "optical_density", "units": "1"}
+    energy = np.arange(628.0, 662.0, 0.1)
+    references = {
+        name: xr.DataArray(v, dims="energy", coords={"energy": energy}, attrs={"units": "nm-1"})
+        for name, v in spectra(energy).items()
+    }
+    tree = pipeline.analyze(od, pipeline.Plan(references, "mn3"))
+    assert (tree["/entry/spectra"]["i0"].values == 1).all()
+    total = still.t4 + still.t3
+    thick = total > 100
+    maps = tree["/entry/maps"]
+    assert np.nanmedian(maps["thickness"].values[thick] / total[thick]) == pytest.approx(
+        1, abs=0.03
+    )
+    error = (maps["mn3_fraction"].values - still.t3 / np.maximum(total, 1e-9))[thick]
+    assert abs(np.nanmean(error)) < 0.02
 
 
 def test_flipping_the_file_changes_nothing_but_the_direction(folder, result, made, tmp_path):
