@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from spectromap._compiled import shift_rows
+
 FloatArray = NDArray[np.floating[Any]]
 
 FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
@@ -43,30 +45,18 @@ def lanczos_weights(fraction: float, half_width: int = KERNEL_HALF_WIDTH) -> Flo
     return np.asarray(weights / weights.sum())
 
 
-def _shift_axis(frame: FloatArray, shift: float, axis: int) -> FloatArray:
-    """``result[i] = frame[i + shift]`` along one axis; NaN where the kernel leaves the frame."""
+def _taps(shift: float, dtype: Any) -> tuple[int, FloatArray]:
+    """Offset of the first sample and the weights that interpolate at a shift."""
     whole = int(np.floor(shift))
     fraction = shift - whole
     if fraction < 1e-9:
-        taps: FloatArray = np.ones(1)
-        offsets = np.zeros(1, dtype=int)
-    else:
-        taps = lanczos_weights(fraction)
-        offsets = np.arange(1 - KERNEL_HALF_WIDTH, KERNEL_HALF_WIDTH + 1)
-    moved = np.moveaxis(frame, axis, 0)
-    result = np.full(moved.shape, np.nan, dtype=frame.dtype)
-    first = max(0, -(whole + int(offsets[0])))
-    last = min(moved.shape[0], moved.shape[0] - (whole + int(offsets[-1])))
-    if last > first:
-        total = np.zeros((last - first, *moved.shape[1:]), dtype=frame.dtype)
-        for tap, offset in zip(taps, offsets, strict=True):
-            start = first + whole + int(offset)
-            total += frame.dtype.type(tap) * moved[start : start + last - first]
-        result[first:last] = total
-    return np.moveaxis(result, 0, axis)
+        return whole, np.ones(1, dtype=dtype)
+    return whole + 1 - KERNEL_HALF_WIDTH, lanczos_weights(fraction).astype(dtype)
 
 
-def sample_shifted(frame: FloatArray, shift_y: float, shift_x: float) -> FloatArray:
+def sample_shifted(
+    frame: FloatArray, shift_y: float, shift_x: float, rows: slice = slice(None)
+) -> FloatArray:
     """Interpolate a frame once: ``result[y, x] = frame[y + shift_y, x + shift_x]``.
 
     Parameters
@@ -75,13 +65,20 @@ def sample_shifted(frame: FloatArray, shift_y: float, shift_x: float) -> FloatAr
         NaN marks pixels without data; every result that would use one is NaN.
     shift_y, shift_x : float
         In pixels.
+    rows : slice
+        Rows of the result that are wanted; default all.
 
     Returns
     -------
-    ndarray, shape (ny, nx)
+    ndarray, shape (rows, nx)
         NaN where the kernel reaches outside the frame.
     """
-    return _shift_axis(_shift_axis(frame, shift_y, 0), shift_x, 1)
+    first, last, _ = rows.indices(frame.shape[0])
+    result = np.empty((last - first, frame.shape[1]), dtype=frame.dtype)
+    whole_y, taps_y = _taps(shift_y, frame.dtype)
+    whole_x, taps_x = _taps(shift_x, frame.dtype)
+    shift_rows(np.ascontiguousarray(frame), first, whole_y, taps_y, whole_x, taps_x, result)
+    return result
 
 
 def interpolation_variance(shift_y: float, shift_x: float) -> float:
