@@ -149,3 +149,28 @@ def shift_rows(
         _weigh(row[start + whole_x :], taps_x[0], inside)
         for k in range(1, taps_x.size):
             _add_weighed(row[start + whole_x + k :], taps_x[k], inside)
+
+
+@compiled
+def gather(
+    frame: NDArray[Any],
+    top: NDArray[Any],
+    left: NDArray[Any],
+    taps_y: NDArray[Any],
+    taps_x: NDArray[Any],
+    result: NDArray[Any],
+) -> None:
+    """Separable interpolation at points whose first taps lie at (top, left)."""
+    ny, nx = frame.shape
+    for point in range(result.size):
+        y, x = top[point], left[point]
+        if y < 0 or x < 0 or y + taps_y.size > ny or x + taps_x.size > nx:
+            result[point] = np.nan
+            continue
+        total = taps_y[0] * F32(0.0)
+        for k in range(taps_y.size):
+            row = taps_x[0] * frame[y + k, x]
+            for j in range(1, taps_x.size):
+                row += taps_x[j] * frame[y + k, x + j]
+            total += taps_y[k] * row
+        result[point] = total

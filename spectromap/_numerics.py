@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from spectromap._compiled import shift_rows
+from spectromap._compiled import gather, shift_rows
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -55,7 +55,7 @@ def _taps(shift: float, dtype: Any) -> tuple[int, FloatArray]:
 
 
 def sample_shifted(
-    frame: FloatArray, shift_y: float, shift_x: float, rows: slice = slice(None)
+    frame: FloatArray, shift_y: float, shift_x: float, rows: range | None = None
 ) -> FloatArray:
     """Interpolate a frame once: ``result[y, x] = frame[y + shift_y, x + shift_x]``.
 
@@ -65,19 +65,55 @@ def sample_shifted(
         NaN marks pixels without data; every result that would use one is NaN.
     shift_y, shift_x : float
         In pixels.
-    rows : slice
-        Rows of the result that are wanted; default all.
+    rows : range, optional
+        Which y are wanted; they may lie outside the frame. Default all of the frame.
 
     Returns
     -------
-    ndarray, shape (rows, nx)
+    ndarray, shape (len(rows), nx)
         NaN where the kernel reaches outside the frame.
     """
-    first, last, _ = rows.indices(frame.shape[0])
-    result = np.empty((last - first, frame.shape[1]), dtype=frame.dtype)
+    rows = range(frame.shape[0]) if rows is None else rows
+    result = np.empty((len(rows), frame.shape[1]), dtype=frame.dtype)
     whole_y, taps_y = _taps(shift_y, frame.dtype)
     whole_x, taps_x = _taps(shift_x, frame.dtype)
-    shift_rows(np.ascontiguousarray(frame), first, whole_y, taps_y, whole_x, taps_x, result)
+    shift_rows(np.ascontiguousarray(frame), rows.start, whole_y, taps_y, whole_x, taps_x, result)
+    return result
+
+
+def rows_needed(rows: range, shift_y: float, size: int) -> range:
+    """Rows of a frame of `size` rows that `sample_shifted` uses for the rows wanted."""
+    whole, taps = _taps(shift_y, np.float64)
+    first = min(max(rows.start + whole, 0), size)
+    return range(first, max(first, min(rows.stop + whole + taps.size - 1, size)))
+
+
+def sample_points(
+    frame: FloatArray,
+    y: NDArray[np.integer[Any]],
+    x: NDArray[np.integer[Any]],
+    shift_y: float,
+    shift_x: float,
+) -> FloatArray:
+    """What `sample_shifted` gives at single pixels.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (ny, nx)
+        NaN marks pixels without data.
+    y, x : ndarray of int, shape (n,)
+        Row and column of each pixel.
+    shift_y, shift_x : float
+        In pixels.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+    """
+    result = np.empty(y.size, dtype=frame.dtype)
+    whole_y, taps_y = _taps(shift_y, frame.dtype)
+    whole_x, taps_x = _taps(shift_x, frame.dtype)
+    gather(frame, y + whole_y, x + whole_x, taps_y, taps_x, result)
     return result
 
 

@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from spectromap._compiled import F32, compiled, exp32, log32
 from spectromap._numerics import interpolation_variance, robust_std
 from spectromap.schema import LOG, InputError, check_stack, component_names, pixel_size
 
-__all__ = ["find_open_area", "i0_from_area", "i0_from_spectrum", "optical_density", "transmission"]
+__all__ = [
+    "FrameI0",
+    "brightest_area",
+    "find_open_area",
+    "i0_dataset",
+    "i0_from_area",
+    "i0_from_spectrum",
+    "i0_of_frame",
+    "optical_density",
+    "transmission",
+]
 
 Mask = NDArray[np.bool_]
 Array = NDArray[np.float64]
+Frame = NDArray[np.float32]
 
 #: Fewer open pixels than this make an I0 whose own noise is felt in every pixel.
 FEW_OPEN_PIXELS = 100
+#: A region of fewer pixels is too small to be taken for the open area.
+LEAST_OPEN_PIXELS = 30
 #: A median of so many pixels is known well enough to tell outliers.
-ENOUGH_PIXELS = 50_000
+ENOUGH_PIXELS = 20_000
 #: A spread of the open area this many times the photon noise is structure, not noise.
 GAIN_PLAUSIBLE = (0.7, 1.4)
+#: So little noise is none that errors could follow from.
+NOISE_FREE = 1e-4
+#: Pixels of the open area that differ by more than this are not all open, in units of ln(I).
+OPEN_SPREAD = 0.03
+#: Of the pixels within three widths of a level, this share lies within half of that if the level
+#: is a peak of the histogram, as open area makes one (a Gaussian has 0.87); the thin parts of a
+#: sample make a tail, which has 0.5.
+PEAK_CORE = 0.65
+#: Levels of ln(I) so close may be one open area.
+SAME_LEVEL = 0.03
+#: A support film may absorb this much, and so little of it as a function of energy beside a slope.
+FILM_MAX_OD, FILM_CONTRAST = 1.0, 0.01
+#: The illumination is taken to vary by no more than this across the field.
+MAX_GRADIENT = 0.2
+GRADIENT_PASSES = 4
+#: Standard error of I0, relative to the mean OD of the field, where there is no open area.
+UNKNOWN_I0, LEAST_UNKNOWN_I0 = 0.5, 0.1
+#: Sides of the tiles whose scatter gives the error of I0: noise is correlated over a few pixels.
+TILE = 16
+#: Pixels so far apart share no noise after interpolation.
+INDEPENDENT_PX = 8
+#: A step of I0 inside a frame must lower chi2 by so much, and so much more than a smooth change.
+STEP_CHI2, STEP_OVER_SMOOTH = 36.0, 20.0
+#: Steps at one row in more than this share of the frames do not come from the beam current.
+STATIC_SHARE = 0.3
+#: Rows that are needed on both sides of a step.
+STEP_ROWS = 4
+COUNTS, AMPLITUDE, OPTICAL_DENSITY = 0, 1, 2
+CODES = {"counts": COUNTS, "amplitude": AMPLITUDE, "optical_density": OPTICAL_DENSITY}
+LARGEST, SMALLEST = F32(np.finfo(np.float32).max), F32(np.finfo(np.float32).tiny)
 
 
-def find_open_area(image: NDArray[Any], margin_px: float = 2.0) -> Mask:
-    """Pixels where the beam meets no sample: the brightest mode of a mean image.
+def find_open_area(
+    image: NDArray[Any], margin_px: float = 2.0, frames: NDArray[Any] | None = None
+) -> Mask:
+    """Pixels where the beam meets no sample: the brightest populated level of a mean image.
 
     Parameters
     ----------
@@ -35,51 +82,192 @@ def find_open_area(image: NDArray[Any], margin_px: float = 2.0) -> Mask:
         Mean over frames that were divided by their own brightness; NaN where not measured.
     margin_px : float
         How far to stay away from anything darker (resolution and drift), in pixels.
+    frames : ndarray, shape (n_energy, ny, nx), optional
+        The aligned frames, in the order of energy. They tell a support film, whose absorption is
+        smooth in energy, from the sample, and a small open area from a hole in the film.
 
     Returns
     -------
     ndarray of bool, shape (ny, nx)
         True in the open area; all False if no bright, flat region stands out.
+
+    Notes
+    -----
+    Where a film carries the sample, the film and not a hole in it is what I0 belongs to: it is
+    under every particle. The largest region that absorbs like the brightest one, but for a slope
+    in energy, is taken. A hole may win without harm if it is larger, or without `frames`: then
+    the film's absorption is in the baseline of the fit.
     """
+    empty = np.zeros(image.shape, dtype=bool)
     finite = np.isfinite(image)
     if finite.sum() < FEW_OPEN_PIXELS:
-        return np.zeros(image.shape, dtype=bool)
+        return empty
     level = np.log(np.maximum(np.where(finite, image, np.nanmedian(image)), 1e-12))
+    flat = level
+    chosen = empty
+    for left in reversed(range(GRADIENT_PASSES)):
+        regions = _bright_regions(flat, finite, margin_px, frames is not None)
+        if not regions:
+            return empty
+        alike = _like_the_brightest(regions, frames)
+        # Uneven light flattens the peak, so its shape is asked for when the light is even.
+        alike = [region for region in alike if region.peaked or left > 0]
+        if not alike:
+            return empty
+        chosen = alike[0].mask
+        if frames is not None:
+            chosen = max((region.mask for region in alike), key=np.count_nonzero)
+        flat = level - _gradient(level, chosen)
+    return chosen
+
+
+class _Region(NamedTuple):
+    """A flat region, the level of ln(I) it is at, and whether that is a peak of the histogram."""
+
+    mask: Mask
+    level: float
+    peaked: bool
+
+
+def _bright_regions(level: Array, finite: Mask, margin_px: float, small: bool) -> list[_Region]:
+    """Flat regions of an image of ln(I), the brightest first; `small` ones too if wanted."""
     smooth = ndimage.gaussian_filter(level, 1.5)
-    low, high = np.percentile(smooth[finite], [0.5, 99.9])
+    low, high = np.percentile(smooth[finite], [0.5, 99.95])
     if not high - low > 1e-9:
-        return np.asarray(finite)
-    mode, width = _brightest_mode(smooth[finite], level[finite], float(low), float(high))
+        return [_Region(np.asarray(finite), float(high), True)]
+    noise = robust_std(level - smooth) / 3.0  # what a Gaussian of 1.5 px leaves of pixel noise
+    regions = []
+    for mode, width in _modes(smooth[finite], noise, float(low), float(high), small):
+        if width > max(4.0 * noise, OPEN_SPREAD):
+            continue
+        region = _around(smooth, finite, mode, width, margin_px)
+        if region.sum() >= LEAST_OPEN_PIXELS:
+            distance = np.abs(smooth[finite] - mode) / width
+            peaked = (distance < 1.5).sum() > PEAK_CORE * (distance < 3.0).sum()
+            regions.append(_Region(region, mode, bool(peaked)))
+    return regions
+
+
+def _around(smooth: Array, finite: Mask, mode: float, width: float, margin_px: float) -> Mask:
+    """Pixels near a level and away from all others, without specks."""
     near = finite & (np.abs(smooth - mode) < 3.0 * width)
     near = ndimage.binary_opening(near, iterations=1)
     near = ndimage.binary_erosion(near, iterations=max(1, round(margin_px)), border_value=1)
     labels, count = ndimage.label(near)
     if count == 0:
-        return np.zeros(image.shape, dtype=bool)
+        return np.zeros(smooth.shape, dtype=bool)
     sizes = ndimage.sum_labels(near, labels, np.arange(1, count + 1))
     keep = 1 + np.flatnonzero(sizes >= max(20.0, 0.02 * sizes.max()))
     return np.asarray(np.isin(labels, keep) & finite)
 
 
-def _brightest_mode(
-    smooth: NDArray[Any], level: NDArray[Any], low: float, high: float
-) -> tuple[float, float]:
-    """Position and width of the brightest populated peak of the histogram of log brightness."""
-    noise = robust_std(level - smooth) / 3.0  # what a Gaussian of 1.5 px leaves of pixel noise
-    step = max((high - low) / 400.0, noise / 4.0)
-    counts, edges = np.histogram(smooth, bins=np.arange(low - step, high + 2 * step, step))
+def _modes(
+    smooth: Array, noise: float, low: float, high: float, small: bool
+) -> list[tuple[float, float]]:
+    """Position and width of populated peaks of the histogram of ln(I), the brightest first."""
+    step = max((high - low) / 400.0, noise / 4.0, 1e-6)
+    counts, edges = np.histogram(smooth, bins=np.arange(low - 5 * step, high + 6 * step, step))
     density = ndimage.gaussian_filter1d(counts.astype(float), max(1.0, noise / step))
     centres = 0.5 * (edges[1:] + edges[:-1])
+    least = (0.002 if small else 0.05) * density.max()
     peaks = np.flatnonzero(
-        (density >= np.roll(density, 1))
-        & (density >= np.roll(density, -1))
-        & (density > 0.05 * density.max())
+        (density >= np.roll(density, 1)) & (density > np.roll(density, -1)) & (density > least)
     )
-    mode = float(centres[peaks[-1]]) if peaks.size else high
-    brighter = smooth[smooth > mode] - mode
-    # Nothing but noise is brighter than the open area, so that side alone measures its width.
-    width = float(np.sqrt(np.mean(np.minimum(brighter, high - mode) ** 2))) if brighter.size else 0
-    return mode, max(width, noise, 1e-4)
+    found = []
+    for peak in peaks[::-1]:
+        # Darker pixels are mixed with sample: the bright side alone measures the width.
+        below = np.flatnonzero(density[peak:] < 0.5 * density[peak])
+        half = below[0] * step if below.size else high - centres[peak]
+        found.append((float(centres[peak]), max(float(half) / 1.177, noise, 1e-4)))
+    return found
+
+
+def _like_the_brightest(regions: list[_Region], frames: NDArray[Any] | None) -> list[_Region]:
+    """The regions that differ from the brightest by no more than a support film does.
+
+    Without `frames` nothing tells film from sample, so only those as bright as the brightest.
+    """
+    if frames is None:
+        return [r for r in regions if regions[0].level - r.level < SAME_LEVEL]
+    near = [r for r in regions if regions[0].level - r.level < FILM_MAX_OD]
+    spectra = [_region_spectrum(frames, region.mask) for region in near]
+    brightest, errors = spectra[0]
+    alike = near[:1]
+    place = np.linspace(-1.0, 1.0, brightest.size)
+    for region, (spectrum, own_errors) in zip(near[1:], spectra[1:], strict=True):
+        od = brightest - spectrum
+        good = np.isfinite(od)
+        if good.sum() < 4:
+            continue
+        left = od[good] - np.polyval(np.polyfit(place[good], od[good], 1), place[good])
+        noise = float(np.mean(errors[good] ** 2 + own_errors[good] ** 2))
+        excess = float(np.mean(left**2)) - noise
+        if excess < FILM_CONTRAST**2 + 2.0 * noise * np.sqrt(2.0 / good.sum()):
+            alike.append(region)
+    return alike
+
+
+def _region_spectrum(frames: NDArray[Any], region: Mask) -> tuple[Array, Array]:
+    """Logarithm of the mean intensity of a region at every energy, and its standard error."""
+    logs, errors = np.full(len(frames), np.nan), np.full(len(frames), np.nan)
+    for index, frame in enumerate(frames):
+        values = np.asarray(frame)[region].astype(float)
+        values = values[np.isfinite(values)]
+        mean = values.mean() if values.size > 4 else 0.0
+        if mean > 0:
+            logs[index] = np.log(mean)
+            errors[index] = values.std() / mean / np.sqrt(values.size)
+    return logs, errors
+
+
+def _gradient(level: Array, area: Mask) -> Array:
+    """Plane through ln(I) of the open area, for illumination that is not even."""
+    ny, nx = area.shape
+    y, x = (coordinate[area] for coordinate in np.mgrid[:ny, :nx])
+    if y.size < FEW_OPEN_PIXELS or min(np.ptp(y) / ny, np.ptp(x) / nx) < 0.3:
+        return np.zeros(area.shape)
+    design = np.column_stack([np.ones(y.size), y / ny - 0.5, x / nx - 0.5])
+    values = level[area]
+    near = np.abs(values - np.median(values)) < 4.0 * robust_std(values) + 1e-12
+    plane, *_ = np.linalg.lstsq(design[near], values[near], rcond=None)
+    if np.abs(plane[1:]).sum() > MAX_GRADIENT:
+        return np.zeros(area.shape)
+    rows, columns = np.arange(ny)[:, None] / ny - 0.5, np.arange(nx)[None] / nx - 0.5
+    return np.asarray(plane[1] * rows + plane[2] * columns)
+
+
+def brightest_area(image: NDArray[Any], share: float = 0.01) -> tuple[Mask, float]:
+    """What there is for I0 where the field has no open area: its brightest pixels.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        As for `find_open_area`.
+    share : float
+        Share of the pixels to take.
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (ny, nx)
+        All False if fewer than a handful of pixels are measured.
+    relative_error : float
+        Relative standard error of an I0 from there, shared by all energies: half the optical
+        density that a typical pixel has against it, and at least 0.1, as nothing tells how much
+        the brightest pixels absorb themselves.
+    """
+    finite = np.isfinite(image) & (image > 0)
+    if finite.sum() < LEAST_OPEN_PIXELS:
+        return np.zeros(image.shape, dtype=bool), float("nan")
+    smooth = ndimage.gaussian_filter(np.where(finite, image, 0.0), 1.0)
+    weight = ndimage.gaussian_filter(finite.astype(float), 1.0)
+    smooth = np.where(finite, smooth / np.maximum(weight, 1e-6), np.nan)
+    mask = finite & (smooth >= np.nanpercentile(smooth, 100.0 * (1.0 - share)))
+    typical = float(np.log(smooth[mask].mean() / np.nanmedian(smooth)))
+    LOG.warning(
+        "no open area was found: I0 is taken from the brightest %g %% of the pixels, which may hold"
+        " sample; thickness is then too small. Give i0 as a spectrum or a mask", 100 * share
+    )  # fmt: skip
+    return mask, max(UNKNOWN_I0 * typical, LEAST_UNKNOWN_I0)
 
 
 @dataclass(frozen=True)
@@ -109,15 +297,361 @@ def intensity(frame: NDArray[Any], quantity: str) -> NDArray[Any]:
     return np.exp(-frame) if quantity == "optical_density" else frame
 
 
-def _moved(mask: Mask, dy: int, dx: int) -> Mask:
-    """The mask of the common frame as it lies in a frame whose features moved by (dy, dx)."""
-    result = np.zeros_like(mask)
-    target, source = [], []
-    for move, size in zip((dy, dx), mask.shape, strict=True):
-        target.append(slice(max(0, move), min(size, size + move)))
-        source.append(slice(max(0, -move), min(size, size - move)))
-    result[tuple(target)] = mask[tuple(source)]
+@compiled
+def _sum(values: Frame) -> float:
+    """Sum in four partial sums, which the processor adds side by side."""
+    s0 = s1 = s2 = s3 = 0.0
+    n = values.size // 4
+    for k in range(n):
+        s0 += values[4 * k]
+        s1 += values[4 * k + 1]
+        s2 += values[4 * k + 2]
+        s3 += values[4 * k + 3]
+    for k in range(4 * n, values.size):
+        s0 += values[k]
+    return (s0 + s1) + (s2 + s3)
+
+
+@compiled
+def _intensity_row(values: Frame, code: int, result: Frame) -> None:
+    """`intensity` of a row of real samples."""
+    if code == AMPLITUDE:
+        for x in range(values.size):
+            result[x] = values[x] * values[x]
+    elif code == OPTICAL_DENSITY:
+        for x in range(values.size):
+            v = values[x]
+            result[x] = exp32(-v) if v == v else v
+    else:
+        for x in range(values.size):
+            result[x] = values[x]
+
+
+@compiled
+def _area_sums(
+    frame: Frame,
+    area: Any,
+    occupied: Any,
+    dy: int,
+    dx: int,
+    code: int,
+    low: float,
+    high: float,
+    lag: int,
+    every: int,
+    rows: NDArray[np.float64],
+    tiles: NDArray[np.float64],
+) -> tuple[float, float]:
+    """Sums of the samples of an area that lie between two values.
+
+    `area` is that of the common frame, (dy, dx) where it lies in this one. Rows of `rows` are
+    number, sum, and sums of the column and of its square (to half a tile, across the frame from
+    -0.5 to 0.5); of `tiles` number and sum of each tile.
+    Returned are the sum of squares of second differences between samples `lag` apart in every
+    so-many-th row, and their number. Rows without `occupied` hold nothing of the area.
+    """
+    ny, nx = frame.shape
+    first, last = max(0, dx), min(nx, nx + dx)
+    least, most = F32(low), F32(high)
+    width = max(0, last - first)
+    values = np.empty(nx, dtype=np.float32)
+    kept = np.zeros(nx, dtype=np.float32)
+    ones = np.zeros(nx, dtype=np.float32)
+    squares = np.zeros(nx, dtype=np.float32)
+    along, number = 0.0, 0.0
+    for y in range(max(0, dy), min(ny, ny + dy)):
+        if not occupied[y - dy]:
+            continue
+        _intensity_row(frame[y], code, values)
+        mask = area[y - dy, first - dx : last - dx]
+        inside, k, one = values[first:last], kept[first:last], ones[first:last]
+        for x in range(width):
+            v = inside[x]
+            good = (mask[x] != 0) and (v >= least) and (v <= most)
+            k[x] = v if good else F32(0.0)
+            one[x] = F32(1.0) if good else F32(0.0)
+        for t in range(tiles.shape[2]):
+            n, part = _sum(ones[TILE * t : TILE * (t + 1)]), _sum(kept[TILE * t : TILE * (t + 1)])
+            tiles[0, y // TILE, t] += n
+            tiles[1, y // TILE, t] += part
+            rows[0, y] += n
+            rows[1, y] += part
+            column = (TILE * t + 0.5 * (TILE - 1)) / nx - 0.5
+            rows[2, y] += n * column
+            rows[3, y] += n * column * column
+        if y % every or nx <= 2 * lag:
+            continue
+        k0, k1, k2 = kept[: nx - 2 * lag], kept[lag : nx - lag], kept[2 * lag :]
+        o0, o1, o2 = ones[: nx - 2 * lag], ones[lag : nx - lag], ones[2 * lag :]
+        for x in range(nx - 2 * lag):
+            difference = k0[x] - F32(2.0) * k1[x] + k2[x]
+            weight = o0[x] * o1[x] * o2[x]
+            squares[x] = weight * difference * difference
+            values[x] = weight
+        along += _sum(squares[: nx - 2 * lag])
+        number += _sum(values[: nx - 2 * lag])
+    return along, number
+
+
+class FrameI0(NamedTuple):
+    """I0 of one frame, and what it was made of.
+
+    Parameters
+    ----------
+    i0, error : float
+        Mean intensity of the open area with dark counts removed, and its standard error.
+    noise : float
+        Variance of a pixel over its mean.
+    rows : ndarray, shape (4, ny)
+        Of the samples of each row of the frame: number, sum, and sums of their place along the row
+        (-0.5 to 0.5) and of its square.
+    """
+
+    i0: float
+    error: float
+    noise: float
+    rows: Array
+
+
+def i0_of_frame(
+    frame: NDArray[Any],
+    area: Mask,
+    shift: tuple[int, int] = (0, 0),
+    quantity: str = "counts",
+    dark_counts: float = 0.0,
+) -> FrameI0:
+    """I0 of one frame from the open area, spikes left out.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (ny, nx)
+        As measured, not aligned; NaN where not measured.
+    area : ndarray of bool, shape (ny, nx)
+        The open area in the common frame.
+    shift : tuple of int
+        By how many whole pixels (y, x) the features of this frame lie off the common frame.
+    quantity : str
+        See `spectromap.schema.QUANTITIES`.
+    dark_counts : float
+        Counts without light, per pixel.
+
+    Returns
+    -------
+    FrameI0
+        NaN where fewer than four pixels are left.
+
+    Notes
+    -----
+    The error is the larger of the pixel noise over the root of their number and of the scatter of
+    the means of tiles of 16 pixels, which knows of noise that interpolation has correlated, of
+    uneven illumination and of sample at the rims. The noise is that of second differences over
+    8 pixels, to which neither correlated noise nor a slope adds.
+    """
+    values = np.abs(frame) if np.iscomplexobj(frame) else frame
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    ny, nx = values.shape
+    rows = np.zeros((4, ny))
+    dy, dx = int(shift[0]), int(shift[1])
+    sample = _sample(values, area, dy, dx, quantity)
+    if sample.size < 4:
+        return FrameI0(float("nan"), float("nan"), float("nan"), rows)
+    centre, spread = float(np.median(sample)), robust_std(sample)
+    spread = spread if spread > 0 else float(sample.std())
+    # Poisson counts are skew when there are few: ten photons more are allowed for that.
+    limit = 5.0 * spread + 10.0 * spread**2 / max(abs(centre), spread, 1e-30)
+    limit = max(limit, 1e-6 * abs(centre))
+    tiles = np.zeros((2, 1 + ny // TILE, 1 + nx // TILE))
+    occupied = area.any(axis=1)
+    every = max(1, int(area.size / ENOUGH_PIXELS * occupied.mean() / 8.0))
+    bounds = centre - limit, centre + limit
+    found = _area_sums(
+        values, area, occupied, dy, dx, CODES[quantity], *bounds, INDEPENDENT_PX, every, rows, tiles
+    )
+    number = rows[0].sum()
+    if number < 4:
+        return FrameI0(float("nan"), float("nan"), float("nan"), rows)
+    mean = float(rows[1].sum() / number)
+    near = sample[np.abs(sample - centre) <= limit]
+    variance = found[0] / found[1] / 6.0 if found[1] > 100 else float(near.var())
+    error = max(np.sqrt(variance / number), _tile_error(tiles, mean))
+    return FrameI0(mean - dark_counts, float(error), variance / mean if mean > 0 else np.nan, rows)
+
+
+def _sample(values: Frame, area: Mask, dy: int, dx: int, quantity: str) -> Array:
+    """Enough samples of the area for a median."""
+    ny, nx = values.shape
+    y0, y1, x0, x1 = max(0, dy), min(ny, ny + dy), max(0, dx), min(nx, nx + dx)
+    if y1 <= y0 or x1 <= x0:
+        return np.zeros(0)
+    mask = area[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+    step = max(1, int(np.sqrt(np.count_nonzero(mask) / ENOUGH_PIXELS)))
+    sample = values[y0:y1:step, x0:x1:step][mask[::step, ::step]]
+    sample = intensity(sample[np.isfinite(sample)].astype(float), quantity)
+    return np.asarray(sample)
+
+
+def _tile_error(tiles: Array, mean: float) -> float:
+    """Standard error of a mean from the scatter of the means of tiles; 0 for few tiles."""
+    number, total = tiles[0].ravel(), tiles[1].ravel()
+    used = number > 0
+    count = int(used.sum())
+    if count < 8:
+        return 0.0
+    left = total[used] - number[used] * mean
+    return float(np.sqrt(np.sum(left**2) * count / (count - 1)) / number.sum())
+
+
+def i0_dataset(
+    found: Sequence[FrameI0],
+    energy: xr.DataArray,
+    units: str,
+    *,
+    dark_counts: float = 0.0,
+    relative_error: float = 0.0,
+) -> xr.Dataset:
+    """I0 of all frames, with steps of the beam current inside a frame found and left out.
+
+    Parameters
+    ----------
+    found : sequence of FrameI0
+        As `i0_of_frame` makes them, in the order of energy.
+    energy : DataArray, dims (energy,)
+        Photon energies.
+    units : str
+        Of the intensity.
+    dark_counts : float
+        As given to `i0_of_frame`.
+    relative_error : float
+        Relative error shared by all energies, as `brightest_area` states it; 0 for an open area.
+
+    Returns
+    -------
+    Dataset
+        (energy): ``i0`` with dark counts removed, ``i0_errors``, and ``noise``, the variance of a
+        pixel over its mean: 1 for counts, the detector gain otherwise. Where I0 steps part way
+        down a frame, I0 is that of the longer side; ``step_row`` is the first row after it, -1
+        without a step, ``step_ratio`` I0 of the shorter side over that of the longer,
+        ``step_ratio_errors``, and ``step_rows`` (energy, y) the rows of the shorter side,
+        which are to be left out. Attributes: ``open_area``, ``relative_error``.
+    """
+    i0, errors, noise = (np.array([f[k] for f in found]) for k in range(3))
+    rows = np.array([f.rows for f in found])
+    place, ratio, ratio_error, marked = _steps(rows, i0 + dark_counts, noise, dark_counts)
+    for index in np.flatnonzero(place >= 0):
+        kept = ~marked[index]
+        number, total = rows[index, 0, kept].sum(), rows[index, 1, kept].sum()
+        i0[index] = total / number - dark_counts
+        # The scatter of tiles held the step; what is left of it is pixel noise.
+        errors[index] = np.sqrt(noise[index] * total / number / number)
+    i0_errors = np.hypot(errors, relative_error * i0)
+    result = xr.Dataset(coords={"energy": energy})
+    result["i0"] = ("energy", i0, {"units": units, "long_name": "open-area intensity"})
+    result["i0_errors"] = ("energy", i0_errors, {"units": units})
+    result["noise"] = ("energy", noise, {"units": "1"})
+    result["step_row"] = ("energy", place, {"units": "1"})
+    result["step_ratio"] = ("energy", ratio, {"units": "1"})
+    result["step_ratio_errors"] = ("energy", ratio_error, {"units": "1"})
+    result["step_rows"] = (("energy", "y"), marked, {"units": "1"})
+    how = "brightest pixels, which may hold sample" if relative_error else "no sample"
+    result.attrs = {"open_area": how, "relative_error": float(relative_error)}
+    _tell(result)
     return result
+
+
+def _tell(i0: xr.Dataset) -> None:
+    """Say which frames have no I0 or more than one."""
+    energy, level = i0.energy.values, i0["i0"].values
+    if (level <= 0).any():
+        bad = ", ".join(f"{e:.2f}" for e in energy[level <= 0])
+        LOG.warning("I0 is zero at %s eV: these frames are left out", bad)
+    stepped = i0["step_row"].values >= 0
+    if stepped.any():
+        listed = ", ".join(
+            f"{e:.2f} eV ({100 * (r - 1):+.1f} %)"
+            for e, r in zip(energy[stepped], i0["step_ratio"].values[stepped], strict=True)
+        )
+        LOG.warning("I0 steps part way down the frame at %s", listed)
+
+
+def _steps(
+    rows: Array, level: Array, noise: Array, dark: float
+) -> tuple[NDArray[np.int64], Array, Array, Mask]:
+    """Row, ratio and its error of a step of I0 inside each frame, and the rows of one side."""
+    count, _, ny = rows.shape
+    place = np.full(count, -1, dtype=np.int64)
+    ratio, errors = np.zeros(count), np.zeros(count)
+    marked = np.zeros((count, ny), dtype=bool)
+    number = rows[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        profile = rows[:, 1] / number / level[:, None] - 1.0
+        along = rows[:, 2:] / number[:, None]
+        variance = noise[:, None] / level[:, None] / number
+    usable = (number >= 3) & np.isfinite(profile) & (variance > 0)
+    for index in range(count):
+        used = np.flatnonzero(usable[index])
+        if used.size < 4 * STEP_ROWS:
+            continue
+        found = _change_point(
+            profile[index, used], variance[index, used], along[index][:, used], used
+        )
+        if found is None:
+            continue
+        place[index] = found[0]
+        ratio[index], errors[index] = found[1:]
+    _forget_static(place, ratio)
+    for index in np.flatnonzero(place >= 0).tolist():
+        step, height = int(place[index]), ratio[index] / (1.0 - dark / level[index])
+        before = number[index, :step].sum() >= number[index, step:].sum()
+        shorter = slice(step, None) if before else slice(0, step)
+        share = number[index, shorter].sum() / number[index].sum()
+        # The profile is relative to the mean of both sides.
+        change = height if before else -height
+        longer = 1.0 - change * share
+        marked[index, shorter] = True
+        ratio[index] = (longer + change) / longer
+        errors[index] /= 1.0 - dark / level[index]
+    ratio[place < 0], errors[place < 0] = 1.0, 0.0
+    return place, ratio, errors, marked
+
+
+def _forget_static(place: NDArray[np.int64], height: Array) -> None:
+    """Steps that many frames have at one row belong to the illumination: the beam has no memory."""
+    for first, sign in {(p, s) for p, s in zip(place, np.sign(height), strict=True) if p >= 0}:
+        same = (np.abs(place - first) <= STEP_ROWS) & (np.sign(height) == sign) & (place >= 0)
+        if same.sum() > max(2.0, STATIC_SHARE * place.size):
+            place[same] = -1
+
+
+def _change_point(
+    profile: Array, variance: Array, along: Array, row: NDArray[np.int64]
+) -> tuple[int, float, float] | None:
+    """First row after a step, its height and error; None if there is no step.
+
+    An illumination of second order in both coordinates is fitted beside it, as the mean over the
+    samples of each row. A smooth change of up to fourth order must explain less.
+    """
+    difference = np.diff(profile) / np.sqrt(variance[1:] + variance[:-1])
+    weight = 1.0 / (variance * max(1.0, robust_std(difference)) ** 2)
+    y = 2.0 * (row - row[0]) / (row[-1] - row[0]) - 1.0
+    base = np.column_stack([np.ones(y.size), y, y**2, *along, y * along[0]])
+    inverse = np.linalg.pinv(base.T @ (weight[:, None] * base), rcond=1e-10, hermitian=True)
+    left = profile - base @ (inverse @ (base.T @ (weight * profile)))
+    after = np.cumsum((weight * left)[::-1])[::-1]
+    overlap = np.cumsum((weight[:, None] * base)[::-1], axis=0)[::-1]
+    free = np.cumsum(weight[::-1])[::-1] - np.sum((overlap @ inverse) * overlap, axis=1)
+    inner = slice(STEP_ROWS, y.size - STEP_ROWS + 1)
+    gain = after[inner] ** 2 / np.maximum(free[inner], 1e-9 * weight.sum())
+    best = int(np.argmax(gain)) + STEP_ROWS
+    chi2 = float(gain.max())
+    if chi2 < STEP_CHI2:
+        return None
+    smooth = np.column_stack([base, y**3, y**4])
+    root = np.sqrt(weight)
+    parameters, *_ = np.linalg.lstsq(root[:, None] * smooth, root * left, rcond=None)
+    explained = float(np.sum(weight * left**2) - np.sum(weight * (left - smooth @ parameters) ** 2))
+    if chi2 < explained + STEP_OVER_SMOOTH:
+        return None
+    return int(row[best]), float(after[best] / free[best]), float(1.0 / np.sqrt(free[best]))
 
 
 def i0_from_area(
@@ -125,6 +659,7 @@ def i0_from_area(
     area: Mask,
     shifts: xr.Dataset | None = None,
     dark_counts: float = 0.0,
+    relative_error: float = 0.0,
 ) -> xr.Dataset:
     """I0 spectrum from an area without sample, followed through the drift.
 
@@ -138,12 +673,13 @@ def i0_from_area(
         As `spectromap.align.register` makes it.
     dark_counts : float
         Counts without light, per pixel and frame.
+    relative_error : float
+        Relative error shared by all energies, as `brightest_area` states it; 0 for an open area.
 
     Returns
     -------
-    Dataset, dims (energy,)
-        ``i0`` with dark counts removed, ``i0_errors``, and ``noise``, the variance of a pixel over
-        its mean: 1 for counts, the detector gain otherwise.
+    Dataset
+        As `i0_dataset` makes it.
 
     Raises
     ------
@@ -160,48 +696,18 @@ def i0_from_area(
     if not area.any():
         raise InputError("no pixel is inside", where="i0", remedy="Choose another region or mask.")
     place = Placement.from_shifts(shifts, stack)
-    rows = []
+    found = []
     for index in range(stack.sizes["energy"]):
-        frame = intensity(np.asarray(stack[index].values), stack.attrs["quantity"])
-        inside = _moved(area, round(place.shift_y[index]), round(place.shift_x[index]))
-        rows.append(_area_statistics(frame, inside, dark_counts))
-    i0, errors, noise = (np.array(column) for column in zip(*rows, strict=True))
-    result = xr.Dataset(coords={"energy": stack.energy})
-    units = stack.attrs["units"]
-    result["i0"] = ("energy", i0, {"units": units, "long_name": "open-area intensity"})
-    result["i0_errors"] = ("energy", errors, {"units": units})
-    result["noise"] = ("energy", noise, {"units": "1"})
-    if (i0 <= 0).any():
-        bad = ", ".join(f"{e:.2f}" for e in stack.energy.values[i0 <= 0])
-        LOG.warning("I0 is zero at %s eV: these frames are left out", bad)
-    return result
-
-
-def _area_statistics(frame: NDArray[Any], inside: Mask, dark: float) -> tuple[float, float, float]:
-    """Mean, its error and variance over mean of an area, spikes and large structure removed."""
-    values = frame[inside].astype(float)
-    values = values[np.isfinite(values)]
-    if values.size < 4:
-        return float("nan"), float("nan"), float("nan")
-    sample = values[:: 1 + values.size // ENOUGH_PIXELS]
-    centre, spread = float(np.median(sample)), robust_std(sample)
-    kept = values[np.abs(values - centre) <= max(5.0 * spread, 1e-12)]
-    mean = float(kept.mean())
-    variance = _pixel_variance(frame, inside, kept)
-    noise = variance / mean if mean > 0 else float("nan")
-    return mean - dark, float(np.sqrt(kept.var() / kept.size)), noise
-
-
-def _pixel_variance(frame: NDArray[Any], inside: Mask, kept: NDArray[Any]) -> float:
-    """Variance of one pixel from differences of neighbours, blind to slow gradients."""
-    both = inside[:, 1:] & inside[:, :-1]
-    difference = (frame[:, 1:] - frame[:, :-1])[both].astype(float)
-    difference = difference[np.isfinite(difference)]
-    if difference.size < 20:
-        return float(kept.var())
-    difference = difference[:: 1 + difference.size // ENOUGH_PIXELS]
-    limit = 6.0 * max(robust_std(difference), 1e-12)
-    return float(np.mean(difference[np.abs(difference) <= limit] ** 2) / 2.0)
+        shift = round(place.shift_y[index]), round(place.shift_x[index])
+        frame = np.asarray(stack[index].values)
+        found.append(i0_of_frame(frame, area, shift, stack.attrs["quantity"], dark_counts))
+    return i0_dataset(
+        found,
+        stack.energy,
+        stack.attrs["units"],
+        dark_counts=dark_counts,
+        relative_error=relative_error,
+    )
 
 
 def i0_from_spectrum(
@@ -321,8 +827,42 @@ def effective_gain(i0: xr.Dataset, quantity: str) -> float:
     if quantity == "counts":
         if not np.isfinite(measured) or GAIN_PLAUSIBLE[0] < measured < GAIN_PLAUSIBLE[1]:
             return 1.0
+        if measured < NOISE_FREE:
+            LOG.warning(
+                "the open area does not vary as counts do (clipped, averaged or simulated without"
+                " noise?); the errors are those of Poisson counts"
+            )
+            return 1.0
         LOG.warning("the open area varies %.2f times as counts do; taken as the gain", measured)
     return measured if np.isfinite(measured) else 1.0
+
+
+@compiled
+def _transmit(frames: Frame, dark: Any, inverse: Frame, code: int, result: Frame) -> None:
+    """(intensity - dark) times 1/I0 of each frame."""
+    for k in range(frames.shape[0]):
+        scale = inverse[k]
+        for y in range(frames.shape[1]):
+            row, made = frames[k, y], result[k, y]
+            if code == COUNTS:
+                for x in range(row.size):
+                    made[x] = (row[x] - dark) * scale
+            else:
+                _intensity_row(row, code, made)
+                for x in range(row.size):
+                    made[x] *= scale
+
+
+@compiled
+def _density(transmission: Frame, result: Frame) -> None:
+    """Minus the logarithm; NaN of what is not positive or not finite."""
+    for k in range(transmission.shape[0]):
+        for y in range(transmission.shape[1]):
+            row, made = transmission[k, y], result[k, y]
+            for x in range(row.size):
+                v = row[x]
+                good = (v >= SMALLEST) and (v <= LARGEST)
+                made[x] = -log32(v) if good else F32(np.nan)
 
 
 def transmission(
@@ -330,7 +870,7 @@ def transmission(
     i0: xr.Dataset,
     shifts: xr.Dataset | None = None,
     dark_counts: float = 0.0,
-    gain: float = 1.0,
+    gain: float | Array = 1.0,
 ) -> xr.Dataset:
     """Transmission of aligned frames and what its noise follows from.
 
@@ -345,7 +885,7 @@ def transmission(
         frames are left out.
     dark_counts : float
         Counts without light, per pixel and frame.
-    gain : float
+    gain : float or ndarray, shape (n_energy,)
         Counts per photon, see `effective_gain`.
 
     Returns
@@ -368,20 +908,32 @@ def transmission(
     if shifts is not None:
         usable &= ~shifts["flagged"].values.astype(bool)
     level = np.where(usable, level, np.nan)
-    values = intensity(np.asarray(stack.values), quantity).astype(np.float32)
-    scaled = (values - np.float32(dark)) / level[:, None, None].astype(np.float32)
-    place = Placement.from_shifts(shifts, stack)
-    factor = [
-        interpolation_variance(y, x) for y, x in zip(place.shift_y, place.shift_x, strict=True)
-    ]
-    result = xr.Dataset(coords={"energy": stack.energy, "y": stack.y, "x": stack.x})
-    result["transmission"] = (("energy", "y", "x"), scaled, {"units": "1"})
-    result["photons"] = ("energy", level / gain, {"units": "count"})
-    result["dark"] = ("energy", np.where(usable, dark / level, 0.0), {"units": "1"})
-    result["variance_factor"] = ("energy", np.asarray(factor), {"units": "1"})
+    values = np.asarray(stack.values)
+    values = np.abs(values) if np.iscomplexobj(values) else values
+    scaled = np.empty(values.shape, dtype=np.float32)
+    _transmit(
+        np.ascontiguousarray(values, dtype=np.float32),
+        F32(dark),
+        (1.0 / level).astype(np.float32),
+        CODES[quantity],
+        scaled,
+    )
+    factor = np.ones(level.size)
+    if shifts is not None:
+        place = Placement.from_shifts(shifts, stack)
+        pairs = zip(place.shift_y, place.shift_x, strict=True)
+        factor = np.array([interpolation_variance(y, x) for y, x in pairs])
     relative = np.nan_to_num(i0["i0_errors"].values / level)
-    result["i0_relative_errors"] = ("energy", relative, {"units": "1"})
-    return result
+    return xr.Dataset(
+        {
+            "transmission": (("energy", "y", "x"), scaled, {"units": "1"}),
+            "photons": ("energy", level / gain, {"units": "count"}),
+            "dark": ("energy", np.where(usable, dark / level, 0.0), {"units": "1"}),
+            "variance_factor": ("energy", factor, {"units": "1"}),
+            "i0_relative_errors": ("energy", relative, {"units": "1"}),
+        },
+        coords={"energy": stack.energy, "y": stack.y, "x": stack.x},
+    )
 
 
 def optical_density(absorption: xr.Dataset) -> xr.DataArray:
@@ -397,9 +949,9 @@ def optical_density(absorption: xr.Dataset) -> xr.DataArray:
     -------
     DataArray, dims (energy, y, x)
     """
-    values = absorption["transmission"].values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        od = np.where(values > 0, -np.log(values), np.nan).astype(np.float32)
+    values = np.ascontiguousarray(absorption["transmission"].values, dtype=np.float32)
+    od = np.empty_like(values)
+    _density(values, od)
     result = absorption["transmission"].copy(data=od)
     result.name = "optical_density"
     result.attrs = {"units": "1", "quantity": "optical_density"}

@@ -18,13 +18,15 @@ import numpy as np
 import xarray as xr
 
 from spectromap import __version__
+from spectromap._streaming import IN_MEMORY_BYTES, SLAB_BYTES
 from spectromap.config import STAGES, parse_run, resolve_paths, to_yaml
 from spectromap.io import open_stack, read_spectrum
 from spectromap.io._yaml import parse_yaml
 from spectromap.io.manifest import dataset_run, fetch
 from spectromap.io.masks import read_labels, read_mask
 from spectromap.io.results import read_result, result_lock, write_result, write_tables
-from spectromap.pipeline import IN_MEMORY_BYTES, SLAB_BYTES, Plan, analyze, misfits
+from spectromap.io.shifts import read_shifts
+from spectromap.pipeline import Plan, analyze, misfits
 from spectromap.report import write_report
 from spectromap.schema import LOG, FileError, InputError, Instrument, Sample, SpectromapError
 
@@ -104,15 +106,16 @@ def load_plan(description: Any) -> Plan:
     for name, reference in description.references.items():
         _must_exist(reference.file, f"references.{name}.file")
         spectrum = _reference_spectrum(name, reference)
-        if reference.valence is not None:
-            spectrum.attrs["valence"] = reference.valence
+        for key in ("valence", "relative_error", "thickness_nm", "thickness_error_nm"):
+            if getattr(reference, key) is not None:
+                spectrum.attrs[key] = getattr(reference, key)
         spectra[name], scales[name] = spectrum, reference.scale
         if reference.fwhm_eV is not None:
             widths[name] = reference.fwhm_eV
-    i0 = description.i0
-    for key in ("mask", "spectrum"):
-        if getattr(i0, key) is not None:
-            _must_exist(getattr(i0, key), f"i0.{key}")
+    i0, shifts = description.i0, description.shifts
+    for section, key in ((i0, "mask"), (i0, "spectrum"), (shifts, "file"), (shifts, "mask")):
+        if getattr(section, key) is not None:
+            _must_exist(getattr(section, key), f"{type(section).__name__.lower()}.{key}")
     return Plan(
         spectra=spectra,
         fraction=_fraction(description),
@@ -122,6 +125,10 @@ def load_plan(description: Any) -> Plan:
         i0_region=i0.region,
         i0_mask=None if i0.mask is None else np.asarray(read_mask(i0.mask), dtype=bool),
         i0_spectrum=None if i0.spectrum is None else read_spectrum(i0.spectrum),
+        shifts=None if shifts.file is None else read_shifts(shifts.file),
+        shift_corrections=dict(shifts.corrections),
+        align_mask=None if shifts.mask is None else np.asarray(read_mask(shifts.mask), dtype=bool),
+        align_reference=None if shifts.reference is None else open_stack(shifts.reference),
         scales=scales,
         fwhm_eV=widths,
         labels=_labels(description.labels),
@@ -286,7 +293,8 @@ def _provenance(
     description: Any, command: str, started: str, warnings: list[str]
 ) -> dict[str, str | int]:
     """Attributes of the ``process`` group: enough to replay the run."""
-    files = [getattr(description.i0, key) for key in ("mask", "spectrum")] + [description.labels]
+    i0, shifts = description.i0, description.shifts
+    files = [i0.mask, i0.spectrum, shifts.file, shifts.mask, shifts.reference, description.labels]
     files += [reference.file for reference in description.references.values()]
     hashes = {path: _sha256(Path(path)) for path in files if path is not None}
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}

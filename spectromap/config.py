@@ -34,7 +34,7 @@ __all__ = ["Run", "load_run", "parse_run", "resolve_paths", "to_yaml"]
 #: Every stage section of the run description and the function whose options it holds.
 STAGES: dict[str, Callable[..., Any]] = {
     "align": align.register,
-    "energy": calibrate.energy_shift,
+    "energy": calibrate.calibrate_energy,
     "stray": unmix.estimate_stray,
     "fit": unmix.fit_components,
     "segment": segment.find_particles,
@@ -45,6 +45,10 @@ STAGES: dict[str, Callable[..., Any]] = {
     "pooled": radial_fit.pool,
     "heterogeneity": heterogeneity.contrasts,
 }
+
+
+#: Keys of the run description whose values are paths.
+PATH_KEYS = ("stack", "file", "mask", "spectrum", "labels", "reference")
 
 
 class _Section(BaseModel):
@@ -99,6 +103,21 @@ class I0(_Section):
         return self
 
 
+class Shifts(_Section):
+    """What is known about the shifts of the frames; nothing given means they are measured."""
+
+    file: str | None = None
+    corrections: dict[float, tuple[float, float]] = Field(default_factory=dict)
+    mask: str | None = None
+    reference: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Shifts:
+        if self.file is not None and (self.mask or self.reference):
+            raise ValueError("mask and reference are for shifts that are measured, not given")
+        return self
+
+
 def _auto(value: Any) -> Any:
     return {} if value in ("auto", None) else value
 
@@ -112,6 +131,9 @@ class Reference(_Section):
     units: str | None = None
     column: str | None = None
     fwhm_eV: float | None = Field(default=None, gt=0)
+    relative_error: float | None = Field(default=None, ge=0)
+    thickness_nm: float | None = Field(default=None, gt=0)
+    thickness_error_nm: float | None = Field(default=None, ge=0)
 
 
 SampleSection = _section("sample", Sample)
@@ -134,6 +156,7 @@ class _Run(_Section):
         default_factory=InstrumentSection
     )
     i0: Annotated[I0, BeforeValidator(_auto)] = Field(default_factory=I0)
+    shifts: Shifts = Field(default_factory=Shifts)
     references: dict[str, Reference] = Field(default_factory=dict)
     fraction: str | None = None
     labels: str | None = None
@@ -200,7 +223,7 @@ def resolve_paths(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
             return {k: walk(v, k) for k, v in value.items()}
-        if key in ("stack", "file", "mask", "spectrum", "labels") and isinstance(value, str):
+        if key in PATH_KEYS and isinstance(value, str):
             return absolute(value)
         if key == "stack" and isinstance(value, list):
             return [absolute(v) if isinstance(v, str) else v for v in value]

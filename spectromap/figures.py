@@ -93,6 +93,8 @@ WIDTH_IN = 6.6
 MAP_WIDTH_IN = 5.0
 DPI = 200
 MOST_NUMBERED_PARTICLES = 80
+#: Maps are drawn with at most so many pixels a side: a page shows no more.
+MOST_DRAWN_PIXELS = 1200
 MOST_PROFILES = 8
 
 
@@ -144,6 +146,16 @@ def _group(tree: xr.DataTree, name: str) -> xr.Dataset | None:
     if node is None or not node.data_vars:
         return None
     return node.to_dataset()
+
+
+def _overview(tree: xr.DataTree, name: str) -> xr.Dataset | None:
+    """A group of maps with no more pixels than a figure can show: every n-th of large ones."""
+    maps = _group(tree, name)
+    if maps is None:
+        return None
+    step = max(1, *(-(-size // MOST_DRAWN_PIXELS) for size in maps.sizes.values()))
+    first = slice(step // 2, None, step)
+    return maps.isel(y=first, x=first) if step > 1 else maps
 
 
 def _numbers(dataset: xr.Dataset, name: str) -> FloatArray:
@@ -486,13 +498,13 @@ def reliable_pixels(
     if "flags" in maps:
         bits = FLAGS["no_data"] | FLAGS["dead"]
         bits |= FLAGS["model_rejected"] if hide_rejected else 0
-        good &= (np.asarray(maps["flags"].values).astype(np.int64) & bits) == 0
+        good &= (np.asarray(maps["flags"].values) & bits) == 0
     return good
 
 
 def _thick_enough(maps: xr.Dataset, share: float) -> NDArray[np.bool_]:
     """Pixels thicker than a share of the thickest and than three of their errors."""
-    thickness = np.nan_to_num(np.asarray(maps["thickness"].values, dtype=np.float64), nan=-np.inf)
+    thickness = np.nan_to_num(np.asarray(maps["thickness"].values), nan=-np.inf)
     finite = thickness[np.isfinite(thickness)]
     least = share * float(np.percentile(finite, 99)) if finite.size else np.inf
     thick: NDArray[np.bool_] = thickness > least
@@ -530,7 +542,7 @@ def fraction_map(
     Figure or None
         None where the result has no fraction.
     """
-    maps = _group(tree, group)
+    maps = _overview(tree, group)
     fraction = _map_fraction(tree, maps)
     if maps is None or f"{fraction}_fraction" not in maps:
         return None
@@ -569,7 +581,7 @@ def thickness_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     Figure or None
         None where the result has neither.
     """
-    maps = _group(tree, group)
+    maps = _overview(tree, group)
     if maps is None or not {"thickness", "mean_od"} & set(maps):
         return None
     shown = "thickness" if "thickness" in maps else "mean_od"
@@ -603,7 +615,7 @@ def chi2_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     Figure or None
         None where the result has no chi2.
     """
-    maps = _group(tree, group)
+    maps = _overview(tree, group)
     if maps is None or "chi2" not in maps:
         return None
     values = np.asarray(maps["chi2"].values, dtype=np.float64)
@@ -657,7 +669,7 @@ def label_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     Figure or None
         None where the result has no labels.
     """
-    maps = _group(tree, group)
+    maps = _overview(tree, group)
     if maps is None or "particle_label" not in maps:
         return None
     labels = np.asarray(maps["particle_label"].values)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,18 @@ from spectromap import (
     absorption,
     align,
     calibrate,
-    detector,
     heterogeneity,
     profiles,
     references,
     segment,
     unmix,
 )
-from spectromap._numerics import KERNEL_HALF_WIDTH
+from spectromap._streaming import Frames, MapStore, binned, progress_bar
 from spectromap.radial import fit as radial_fit
 from spectromap.schema import (
     FLAGS,
     LOG,
     SCHEMA_VERSION,
-    FileError,
     InputError,
     Instrument,
     Sample,
@@ -46,14 +42,20 @@ Groups = dict[str, xr.Dataset]
 Options = Mapping[str, Mapping[str, Any]]
 Mask = NDArray[np.bool_]
 
-#: Stacks up to this size are held in memory, larger ones in a scratch file beside the result.
-IN_MEMORY_BYTES = 256 * 2**20
-#: Rows of one slab are chosen so that a slab of all energies has about this size.
-SLAB_BYTES = 48 * 2**20
 DEFAULT_RESOLUTION_PX = 2.0
+#: The open area is looked for, and pixels are chosen, on frames binned to so many pixels a side.
+OVERVIEW_PX = 512
+#: Mean OD of the pixels whose spectra are averaged, at least, and OD at the highest peak, at most.
+MEAN_SPECTRUM_OD = (0.1, 1.0)
+#: Highest peak of a spectrum over its mean, where no references tell it.
+USUAL_PEAK = 3.0
+FEW_SPECTRA, MOST_SPECTRA = 200, 20_000
+#: The logarithm of so many counts is not biased by their noise.
+ENOUGH_COUNTS = 2000.0
 #: Stray light is looked for in so many of the most absorbing pixels, at most this share of all.
 STRAY_PIXELS = 4096
 ABSORBING_SHARE = 0.3
+STRAY_LEAST_OD = 0.3
 #: The open area must not absorb like the sample; this much mean optical density counts as doing so.
 OPEN_AREA_MAX_OD = 0.1
 
@@ -78,6 +80,15 @@ class Plan:
         Open area on the pixel grid of the file.
     i0_spectrum : DataArray, optional
         I0 measured apart. With none of the three the open area is found in the stack.
+    shifts : Dataset, optional
+        Shifts from elsewhere, as `spectromap.io.shifts.read_shifts` returns them; they replace
+        registration.
+    shift_corrections : mapping of energy in eV to (y, x) in nm
+        Added to the shifts of the frames nearest to these energies, by hand.
+    align_mask : ndarray of bool, optional
+        Pixels of the file that registration looks at.
+    align_reference : DataArray, optional
+        A stack or image of the same field that fixes the common frame.
     scales, fwhm_eV : mapping, optional
         Scale rule and energy resolution of single references.
     labels : ndarray of int, optional
@@ -97,6 +108,10 @@ class Plan:
     i0_region: tuple[int, int, int, int] | None = None
     i0_mask: Mask | None = None
     i0_spectrum: xr.DataArray | None = None
+    shifts: xr.Dataset | None = None
+    shift_corrections: Mapping[float, tuple[float, float]] = field(default_factory=dict)
+    align_mask: Mask | None = None
+    align_reference: xr.DataArray | None = None
     scales: Mapping[str, references.Scale] = field(default_factory=dict)
     fwhm_eV: Mapping[str, float] = field(default_factory=dict)
     labels: NDArray[np.integer[Any]] | None = None
@@ -139,18 +154,19 @@ def analyze(
         References, masks or labels that do not belong to the stack.
     """
     check_stack(stack)
-    with threadpool_limits(1), _prepared(stack, scratch, progress) as (clean, defects):
-        run = _Run(clean, plan, progress)
+    with threadpool_limits(1):
+        frames = Frames.read(stack, plan.instrument.dark_counts, scratch, progress)
+        run = _Run(frames, plan, scratch, progress)
         shifts = run.register()
-        i0 = run.open_area(shifts, defects)
+        i0 = run.open_area(shifts)
         if not plan.spectra:
             return _tree(run.without_references(shifts, i0), stack, plan)
-        spectra, set_of_references = run.calibrate(shifts, i0)
-        run.find_stray(spectra, shifts, i0, set_of_references)
-        maps = run.map_composition(shifts, i0, spectra, set_of_references, defects)
-        spectra = run.describe(spectra, maps, set_of_references)
+        spectra, components = run.calibrate(shifts, i0)
+        run.find_stray(spectra, shifts, i0, components)
+        maps = run.map_composition(shifts, i0, spectra, components)
+        spectra = run.describe(spectra, maps, components)
         groups = {"shifts": shifts, "spectra": spectra, "maps": maps}
-        groups |= run.find_particles(maps, spectra, set_of_references)
+        groups |= run.find_particles(maps, spectra, components)
     return _tree(groups, stack, plan)
 
 
@@ -170,7 +186,10 @@ def misfits(stack: xr.DataArray, plan: Plan) -> list[str]:
         Empty if nothing is wrong.
     """
     found: list[str] = []
-    run = _Run(stack, plan, progress=False)
+    try:
+        run = _Setting(stack, plan)
+    except InputError as error:
+        return [str(error)]
     trials: list[Callable[[], object]] = []
     if plan.spectra:
         trials.append(run.reference_set)
@@ -186,104 +205,47 @@ def misfits(stack: xr.DataArray, plan: Plan) -> list[str]:
     return found
 
 
-class _Run:
-    """One stack with its plan: the steps that `analyze` puts in order."""
+class _Setting:
+    """The axes of a stack with the plan for it: all that can be checked without the data."""
 
-    def __init__(self, stack: xr.DataArray, plan: Plan, progress: bool) -> None:
-        self.stack, self.plan, self.progress = stack, plan, progress
+    def __init__(self, stack: xr.DataArray, plan: Plan) -> None:
+        self.stack, self.plan = stack, plan
         sample = plan.sample
         self.material = (
             references.Material(sample.formula, sample.density_g_cm3)
             if sample.formula and sample.density_g_cm3
             else None
         )
-        self.dark = plan.instrument.dark_counts if stack.attrs["quantity"] == "counts" else 0.0
-        self.resolution = self._resolution()
 
-    def _resolution(self) -> float:
-        """Resolution in nm, from the plan or from the pixel."""
-        if self.plan.instrument.resolution_nm is not None:
-            return float(self.plan.instrument.resolution_nm)
-        assumed = DEFAULT_RESOLUTION_PX * max(pixel_size(self.stack))
-        LOG.warning(
-            "instrument.resolution_nm is not given: %.3g nm (two pixels) is assumed, and D depends"
-            " on it", assumed
-        )  # fmt: skip
-        return assumed
+        energy = stack.energy.values.astype(float)
+        self.edge: references.Edge | None = None
+        self.normal: dict[str, xr.DataArray] = {}
+        if plan.spectra:
+            self.edge = references.Edge(plan.edge or references.guess_edge(energy))
+            self.normal = references.normalise_references(
+                plan.spectra, self.edge, material=self.material, scales=plan.scales
+            )
 
-    def reference_set(self, energy_shift: float = 0.0) -> xr.Dataset:
-        """References on the energies of the stack at an energy shift."""
-        energy = self.stack.energy.values.astype(float)
+    def reference_set(
+        self, shift: float = 0.0, scale: float = 1.0, broadening_eV: float = 0.0
+    ) -> xr.Dataset:
+        """References on the energies of the stack, at an energy calibration."""
         recorded = self.plan.instrument.spectral_fwhm_eV
-        broadening = {
+        widths = {
             name: float(np.sqrt(max(recorded**2 - own**2, 0.0)))
             for name, own in self.plan.fwhm_eV.items()
             if recorded is not None
         }
+        assert self.edge is not None, "a plan without references has no reference set"
         return references.reference_set(
-            self.plan.spectra,
-            energy,
-            references.Edge(self.plan.edge or references.guess_edge(energy)),
-            material=self.material,
-            scales=self.plan.scales,
-            broadening_eV=broadening,
-            energy_shift=energy_shift,
+            self.normal,
+            self.stack.energy.values.astype(float),
+            self.edge,
+            broadening_eV=widths,
+            energy_shift=shift,
+            energy_scale=scale,
+            extra_broadening_eV=broadening_eV,
         )
-
-    def register(self) -> xr.Dataset:
-        """Shift of every frame."""
-        LOG.info("registering frames")
-        known = self.reference_set() if self.plan.spectra else None
-        return align.register(self.stack, known, self.dark, **self.plan.of("align"))
-
-    def without_references(self, shifts: xr.Dataset, i0: xr.Dataset) -> Groups:
-        """What can be said without references: shifts, I0, mean spectrum, mean OD."""
-        LOG.warning("no references are given: no composition, no thickness, no particles")
-        spectra = self._mean_spectrum(shifts, i0)
-        total = self._mean_transmission(shifts, i0)
-        maps = xr.Dataset(coords={"y": self.stack.y, "x": self.stack.x})
-        with np.errstate(divide="ignore", invalid="ignore"):
-            od = np.where(total > 0, -np.log(total), np.nan).astype(np.float32)
-        text = "optical density of the mean transmission"
-        maps["mean_od"] = (("y", "x"), od, {"units": "1", "long_name": text})
-        return {"shifts": shifts, "spectra": spectra, "maps": maps}
-
-    def open_area(self, shifts: xr.Dataset, defects: xr.Dataset) -> xr.Dataset:
-        """I0 of every frame, with the gain it implies in ``attrs['gain']``."""
-        plan = self.plan
-        area = self._area(shifts)
-        if plan.i0_spectrum is not None:
-            bright = defects["brightness"].values
-            i0 = absorption.i0_from_spectrum(plan.i0_spectrum, self.stack, bright, self.dark)
-            if area.any():
-                i0["noise"] = absorption.i0_from_area(self.stack, area, shifts, self.dark)["noise"]
-        elif not area.any():
-            raise InputError(
-                "no open area was found in the stack",
-                where="i0",
-                remedy="Give i0 as a mask or a spectrum in the run description.",
-            )
-        else:
-            if area.sum() < absorption.FEW_OPEN_PIXELS:
-                LOG.warning("the open area has only %d pixels: I0 is noisy", int(area.sum()))
-            i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark)
-            if self.stack.attrs["quantity"] == "optical_density":
-                i0["i0"][:], i0["i0_errors"][:] = 1.0, 0.0  # I0 was divided out already
-            else:
-                self._check_open_area(i0)
-        i0.attrs["gain"] = absorption.effective_gain(i0, self.stack.attrs["quantity"])
-        return i0
-
-    def _check_open_area(self, i0: xr.Dataset) -> None:
-        """Warn if I0 was taken where there is sample."""
-        if not self.plan.spectra:
-            return
-        od = absorption.sample_in_open_area(i0, self.reference_set())
-        if od > OPEN_AREA_MAX_OD:
-            LOG.warning(
-                "the open area absorbs like the sample (optical density %.2f at the edge), so the"
-                " field may have no open area; give i0 as a spectrum or a mask", od
-            )  # fmt: skip
 
     def given_area(self) -> Mask | None:
         """The open area that the plan states, in the common frame."""
@@ -303,27 +265,139 @@ class _Run:
             return _in_stack_order(region, self.stack)
         return None
 
-    def _area(self, shifts: xr.Dataset) -> Mask:
-        """The open area in the common frame: given, or found on the mean image."""
+
+class _Run(_Setting):
+    """The steps that `analyze` puts in order."""
+
+    def __init__(self, frames: Frames, plan: Plan, scratch: str | Path | None, progress: bool):
+        super().__init__(frames.stack, plan)
+        self.frames, self.scratch, self.progress = frames, scratch, progress
+        self.dark = plan.instrument.dark_counts if self.quantity == "counts" else 0.0
+        self.resolution = self._resolution()
+        self.binning = align.binning_for(self.stack.shape[1:])
+        self.small = binned(self.stack, self.binning, progress)
+        again = -(-max(self.small.shape[1:]) // OVERVIEW_PX)
+        self.coarse, self.coarse_binning = binned(self.small, again, False), again * self.binning
+
+    @property
+    def quantity(self) -> str:
+        """What the values of the stack are."""
+        return str(self.stack.attrs["quantity"])
+
+    def _resolution(self) -> float:
+        """Resolution in nm, from the plan or from the pixel."""
+        if self.plan.instrument.resolution_nm is not None:
+            return float(self.plan.instrument.resolution_nm)
+        assumed = DEFAULT_RESOLUTION_PX * max(pixel_size(self.stack))
+        LOG.warning(
+            "instrument.resolution_nm is not given: %.3g nm (two pixels) is assumed, and D depends"
+            " on it", assumed
+        )  # fmt: skip
+        return assumed
+
+    def register(self) -> xr.Dataset:
+        """Shift of every frame."""
+        plan, options = self.plan, self.plan.of("align")
+        if plan.shifts is not None:
+            shifts = align.given_shifts(self.stack, plan.shifts)
+        else:
+            LOG.info("registering frames")
+            shifts = align.register(
+                self.small,
+                self.reference_set() if plan.spectra else None,
+                self.dark * self.binning**2,
+                self._align_mask(),
+                plan.align_reference,
+                **options,
+            )
+        if plan.shift_corrections:
+            shifts = align.correct_shifts(shifts, plan.shift_corrections)
+        return shifts
+
+    def _align_mask(self) -> xr.DataArray | None:
+        """The pixels that registration looks at, with their axes."""
+        if self.plan.align_mask is None:
+            return None
+        mask = _in_stack_order(self.plan.align_mask, self.stack, "shifts.mask")
+        return xr.DataArray(mask, coords={"y": self.stack.y, "x": self.stack.x}, dims=("y", "x"))
+
+    def open_area(self, shifts: xr.Dataset) -> xr.Dataset:
+        """I0 of every frame, with the gain it implies in ``attrs['gain']``."""
+        plan = self.plan
+        area, unknown = self._area(shifts)
+        if plan.i0_spectrum is not None:
+            bright = self.frames.defects["brightness"].values
+            i0 = absorption.i0_from_spectrum(plan.i0_spectrum, self.stack, bright, self.dark)
+            if area.any():
+                i0["noise"] = absorption.i0_from_area(self.stack, area, shifts, self.dark)["noise"]
+        else:
+            i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark, unknown)
+            self.frames.leave_out(i0["step_rows"].values)
+            if self.quantity == "optical_density":
+                i0["i0"][:], i0["i0_errors"][:] = 1.0, 0.0  # I0 was divided out already
+            elif not unknown:
+                self._check_open_area(i0)
+        i0.attrs["gain"] = absorption.effective_gain(i0, self.quantity)
+        self.mean_od = self._mean_od(shifts, area)
+        return i0
+
+    def _check_open_area(self, i0: xr.Dataset) -> None:
+        """Warn if I0 was taken where there is sample."""
+        if not self.plan.spectra:
+            return
+        od = absorption.sample_in_open_area(i0, self.reference_set())
+        if od > OPEN_AREA_MAX_OD:
+            LOG.warning(
+                "the open area absorbs like the sample (optical density %.2f at the edge), so the"
+                " field may have no open area; give i0 as a spectrum or a mask", od
+            )  # fmt: skip
+
+    def _area(self, shifts: xr.Dataset) -> tuple[Mask, float]:
+        """The open area in the common frame, given or found, and how far I0 is in doubt."""
         given, shape = self.given_area(), self.stack.shape[1:]
         if given is not None:
-            return given
-        if self.stack.attrs["quantity"] == "optical_density":
-            return np.ones(shape, dtype=bool)
-        margin = self.resolution / max(pixel_size(self.stack))
-        return absorption.find_open_area(self._mean_image(shifts), margin)
+            return given, 0.0
+        if self.quantity == "optical_density":
+            return np.ones(shape, dtype=bool), 0.0
+        image = self._mean_image(shifts)
+        margin = self.resolution / max(pixel_size(self.coarse))
+        aligned = align.apply_shifts(self.coarse, shifts)
+        dark = np.float32(self.dark * self.coarse_binning**2)
+        frames = absorption.intensity(aligned.values, self.quantity) - dark
+        area, unknown = absorption.find_open_area(image, margin, frames), 0.0
+        if not area.any() and self.plan.i0_spectrum is None:
+            area, unknown = absorption.brightest_area(image)
+            if not area.any():
+                raise InputError(
+                    "no pixel is measured in most of the frames",
+                    where="i0",
+                    remedy="Check the shifts: the frames hardly overlap.",
+                )
+        return self._enlarged(area, False), unknown
+
+    def _enlarged(self, image: NDArray[Any], outside: Any) -> NDArray[Any]:
+        """An image of the coarse stack on the pixels of the stack; `outside` fills the rest."""
+        if self.coarse_binning == 1:
+            return image
+        large = np.repeat(
+            np.repeat(image, self.coarse_binning, axis=0), self.coarse_binning, axis=1
+        )
+        result = np.full(self.stack.shape[1:], outside, dtype=image.dtype)
+        result[: large.shape[0], : large.shape[1]] = large
+        return result
 
     def _mean_image(self, shifts: xr.Dataset) -> NDArray[np.float64]:
-        """Mean over a dozen frames, each divided by its brightness and brought into place."""
+        """Mean over a dozen binned frames, each divided by its brightness and put into place."""
         kept = np.flatnonzero(~shifts["flagged"].values)
         chosen = kept[np.unique(np.linspace(0, kept.size - 1, min(12, kept.size)).astype(int))]
-        sums = np.zeros(self.stack.shape[1:])
-        seen = np.zeros(self.stack.shape[1:])
+        sums = np.zeros(self.coarse.shape[1:])
+        seen = np.zeros(self.coarse.shape[1:])
+        dark = self.dark * self.coarse_binning**2
         for index in chosen:
             aligned = align.apply_shifts(
-                self.stack[[int(index)]], shifts.isel(energy=[int(index)])
-            ).values[0]
-            values = absorption.intensity(aligned, self.stack.attrs["quantity"]) - self.dark
+                self.coarse[[int(index)]], shifts.isel(energy=[int(index)])
+            )
+            values = absorption.intensity(aligned.values[0], self.quantity) - dark
             finite = np.isfinite(values)
             if finite.any():
                 values = values / np.percentile(values[finite], 95)
@@ -332,64 +406,118 @@ class _Run:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(seen > 0.5 * len(chosen), sums / seen, np.nan)
 
-    def calibrate(self, shifts: xr.Dataset, i0: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-        """Mean spectrum of the absorbing pixels, and the references at the energy it fixes."""
-        LOG.info("calibrating the energy")
-        spectra = self._mean_spectrum(shifts, i0)
-        od, errors = spectra["mean_od"].values, spectra["mean_od_errors"].values
-        shift, error = calibrate.energy_shift(
-            od, errors, self.reference_set, **self.plan.of("energy")
-        )
-        text = "true minus recorded energy"
-        spectra["energy_shift"] = ((), shift, {"units": "eV", "long_name": text})
-        spectra["energy_shift_errors"] = ((), error, {"units": "eV"})
-        return spectra, self.reference_set(shift)
+    def _mean_od(self, shifts: xr.Dataset, area: Mask) -> NDArray[np.float32]:
+        """Optical density of the mean transmission, roughly, on the pixels of the stack."""
+        image = self._mean_image(shifts)
+        open_area = area[:: self.coarse_binning, :: self.coarse_binning][
+            : image.shape[0], : image.shape[1]
+        ]
+        level = np.nanmedian(image[open_area]) if open_area.any() else np.nanpercentile(image, 99)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            od = np.where(image > 0, -np.log(image / level), np.nan)
+        return self._enlarged(od.astype(np.float32), np.nan)
 
-    def _mean_spectrum(self, shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
-        """Mean OD of pixels that absorb, but not so much that counts run out."""
-        mean = np.nan_to_num(
-            -np.log(np.maximum(self._mean_transmission(shifts, i0), 1e-3)), nan=0.0
+    def without_references(self, shifts: xr.Dataset, i0: xr.Dataset) -> Groups:
+        """What can be said without references: shifts, I0, mean spectrum, mean OD."""
+        LOG.warning("no references are given: no composition, no thickness, no particles")
+        spectra = self._mean_spectrum(shifts, i0, USUAL_PEAK)
+        maps = xr.Dataset(coords={"y": self.stack.y, "x": self.stack.x})
+        text = "optical density of the mean transmission"
+        maps["mean_od"] = (("y", "x"), self.mean_od, {"units": "1", "long_name": text})
+        return {"shifts": shifts, "spectra": spectra, "maps": maps}
+
+    def calibrate(self, shifts: xr.Dataset, i0: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+        """Mean spectrum of thin pixels, and the references at the energies that it fixes."""
+        LOG.info("calibrating the energy")
+        known = self.reference_set()
+        shapes = np.array([known[name].values for name in component_names(known)]).mean(axis=0)
+        peak = float(shapes.max() / max(shapes.mean(), 1e-12))
+        spectra = self._mean_spectrum(shifts, i0, peak)
+        found = calibrate.calibrate_energy(
+            spectra["mean_od"].values,
+            spectra["mean_od_errors"].values,
+            self.reference_set,
+            **self.plan.of("energy"),
         )
-        thick = (mean > 0.15) & (mean < 1.5)
-        if thick.sum() < 20:
-            thick = mean >= np.percentile(mean, 90)
-        od = np.full(self.stack.sizes["energy"], np.nan)
-        errors = od.copy()
-        for index in range(od.size):
-            row = self._frame_transmission(index, shifts, i0)[thick]
-            row = row[np.isfinite(row) & (row > 0)]
-            if row.size > 10:
-                photons = i0["i0"].values[index] / i0.attrs["gain"]
-                variance = np.sum((row + self.dark / i0["i0"].values[index]) / row**2) / photons
-                od[index] = float(np.mean(-np.log(row)))
-                shared = np.nan_to_num(i0["i0_errors"].values[index] / i0["i0"].values[index])
-                errors[index] = float(np.hypot(np.sqrt(variance) / row.size, shared))
+        for name, value, units, text in (
+            ("energy_shift", found.shift, "eV", "true minus recorded energy"),
+            ("energy_shift_errors", found.shift_error, "eV", ""),
+            ("energy_scale", found.scale, "1", "scale of the energy axis about its middle"),
+            ("energy_scale_errors", found.scale_error, "1", ""),
+            ("broadening", found.broadening_eV, "eV", "FWHM by which references were broadened"),
+            ("broadening_errors", found.broadening_error, "eV", ""),
+            ("width_difference", found.width_difference_eV, "eV",
+             "FWHM of the sample's lines beyond the references', in quadrature"),
+            ("reference_misfit", found.misfit, "1", "relative misfit of the references"),
+        ):  # fmt: skip
+            spectra[name] = ((), value, {"units": units} | ({"long_name": text} if text else {}))
+        spectra.attrs["resolution"] = found.resolution
+        return spectra, self.reference_set(found.shift, found.scale, found.broadening_eV)
+
+    def _mean_spectrum(self, shifts: xr.Dataset, i0: xr.Dataset, peak: float) -> xr.Dataset:
+        """Mean OD of pixels that absorb, but little even at the highest peak.
+
+        The logarithm of few counts is biased, and that of a mean over unlike pixels too: so
+        pixels of nearly the same thickness are averaged first, until they have counts enough.
+        """
+        pixels = self._thin_pixels(peak)
+        counts = float(np.nanmedian(i0["i0"].values)) / i0.attrs["gain"]
+        together = int(np.clip(np.ceil(ENOUGH_COUNTS / max(counts, 1e-9)), 1, pixels.size))
+        rows = self._transmission_at(pixels, shifts, i0)
+        od, errors = np.full((2, self.stack.sizes["energy"]), np.nan)
+        for index, row in enumerate(rows):
+            od[index], errors[index] = _mean_of_groups(row, together, i0, index, self.dark)
         result = i0[["i0", "i0_errors"]].copy()
         result.attrs["gain"] = i0.attrs["gain"]
-        text = "mean optical density of absorbing pixels"
+        result = result.merge(self._defect_counts())
+        text = "mean optical density of thin absorbing pixels"
         result["mean_od"] = ("energy", od, {"units": "1", "long_name": text})
         result["mean_od_errors"] = ("energy", errors, {"units": "1"})
         return result
 
-    def _frame_transmission(
-        self, index: int, shifts: xr.Dataset, i0: xr.Dataset
-    ) -> NDArray[np.float32]:
-        """Transmission of one frame in the common frame."""
-        one = [index]
-        aligned = align.apply_shifts(self.stack[one], shifts.isel(energy=one))
-        made = absorption.transmission(
-            aligned, i0.isel(energy=one), shifts.isel(energy=one), self.dark, i0.attrs["gain"]
-        )
-        return np.asarray(made["transmission"].values[0])
+    def _defect_counts(self) -> xr.Dataset:
+        """What was wrong with each frame, as numbers of samples."""
+        defects = self.frames.defects
+        columns, rows = defects.sizes["x"], defects.sizes["y"]
+        found = {
+            "lost_samples": defects["lost"] * (rows * columns),
+            "bad_row_samples": defects["bad_rows"].sum("y") * columns,
+            "bad_column_samples": defects["bad_columns"].sum("x") * rows,
+            "spike_samples": defects["spikes"],
+            "negative_samples": defects["negative"],
+            "missing_samples": defects["missing"],
+        }
+        result = xr.Dataset(coords={"energy": self.stack.energy})
+        for name, counts in found.items():
+            text = f"{name.removesuffix('_samples').replace('_', ' ')} samples, left out"
+            values = counts.values.astype(np.int64)
+            result[name] = ("energy", values, {"units": "1", "long_name": text})
+        return result
 
-    def _mean_transmission(self, shifts: xr.Dataset, i0: xr.Dataset) -> NDArray[np.float64]:
-        """Mean transmission over a few frames spread over the energies."""
-        kept = np.flatnonzero(~shifts["flagged"].values & (i0["i0"].values > 0))
-        chosen = kept[np.unique(np.linspace(0, kept.size - 1, min(12, kept.size)).astype(int))]
-        total = np.zeros(self.stack.shape[1:])
-        for index in chosen:
-            total += self._frame_transmission(int(index), shifts, i0) / len(chosen)
-        return total
+    def _thin_pixels(self, peak: float) -> NDArray[np.intp]:
+        """Pixels thin enough for the mean spectrum, in the order of their mean OD."""
+        od = self.mean_od.ravel()
+        low, high = MEAN_SPECTRUM_OD[0], max(MEAN_SPECTRUM_OD[1] / peak, 2 * MEAN_SPECTRUM_OD[0])
+        pixels = np.flatnonzero((od >= low) & (od <= high))
+        if pixels.size < FEW_SPECTRA:  # all is thick, or nothing is: take what comes nearest
+            distance = np.nan_to_num(np.abs(od - high), nan=np.inf)
+            nearest = min(FEW_SPECTRA, int(np.isfinite(distance).sum()))
+            pixels = np.argpartition(distance, nearest - 1)[:nearest]
+        pixels = pixels[:: max(1, pixels.size // MOST_SPECTRA)]
+        return np.asarray(pixels[np.argsort(od[pixels], kind="stable")])
+
+    def _transmission_at(
+        self, pixels: NDArray[np.intp], shifts: xr.Dataset, i0: xr.Dataset
+    ) -> NDArray[np.float32]:
+        """Transmission (energy, pixel) at some pixels of the common frame."""
+        result = np.full((self.stack.sizes["energy"], pixels.size), np.nan, dtype=np.float32)
+        level = i0["i0"].values
+        usable = ~shifts["flagged"].values & np.isfinite(level) & (level > 0)
+        for index in np.flatnonzero(usable):
+            values = self.frames.points(int(index), pixels, shifts)
+            values = absorption.intensity(values, self.quantity) - np.float32(self.dark)
+            result[index] = values / level[index]
+        return result
 
     def find_stray(
         self, spectra: xr.Dataset, shifts: xr.Dataset, i0: xr.Dataset, components: xr.Dataset
@@ -397,7 +525,7 @@ class _Run:
         """Add the fraction of light that the sample cannot absorb to the spectra."""
         stated = self.plan.instrument.stray_fraction
         fraction, error = stated, float("nan")
-        if self.stack.attrs["quantity"] == "counts":
+        if self.quantity == "counts":
             fraction, error = unmix.estimate_stray(
                 self._thick_pixels(shifts, i0), components, stated, **self.plan.of("stray")
             )
@@ -412,50 +540,44 @@ class _Run:
 
     def _thick_pixels(self, shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
         """Transmission of a sample of the most absorbing pixels, as one column of an image."""
-        mean = self._mean_transmission(shifts, i0)
-        thick = np.flatnonzero(mean < np.nanpercentile(mean, 100 * ABSORBING_SHARE))
-        thick = thick[mean.ravel()[thick] < 0.75]
-        if thick.size > STRAY_PIXELS:
-            thick = thick[:: thick.size // STRAY_PIXELS]
-        column = np.empty((self.stack.sizes["energy"], thick.size, 1), dtype=np.float32)
-        for index in range(len(column)):
-            column[index, :, 0] = self._frame_transmission(index, shifts, i0).ravel()[thick]
-        one = self.stack.isel(y=slice(0, 8), x=slice(0, 8))
-        noise = absorption.transmission(
-            align.apply_shifts(one, shifts), i0, shifts, self.dark, i0.attrs["gain"]
-        ).drop_dims(["y", "x"])
+        od = self.mean_od.ravel()
+        least = max(STRAY_LEAST_OD, float(np.nanpercentile(od, 100 * (1 - ABSORBING_SHARE))))
+        thick = np.flatnonzero(od > least)
+        thick = thick[:: max(1, thick.size // STRAY_PIXELS)]
+        one = self.stack.isel(y=slice(0, 1), x=slice(0, 1)).copy(
+            data=np.ones((self.stack.sizes["energy"], 1, 1), dtype=np.float32)
+        )
+        noise = absorption.transmission(one, i0, shifts, self.dark, i0.attrs["gain"])
         axes = {"y": np.arange(thick.size, dtype=float), "x": np.zeros(1)}
-        pixels = noise.assign_coords({k: (k, v, {"units": "nm"}) for k, v in axes.items()})
+        pixels = noise.drop_dims(["y", "x"]).assign_coords(
+            {k: (k, v, {"units": "nm"}) for k, v in axes.items()}
+        )
+        column = self._transmission_at(thick, shifts, i0)[:, :, None]
         pixels["transmission"] = (("energy", "y", "x"), column)
         return pixels
 
     def map_composition(
-        self,
-        shifts: xr.Dataset,
-        i0: xr.Dataset,
-        spectra: xr.Dataset,
-        components: xr.Dataset,
-        defects: xr.Dataset,
+        self, shifts: xr.Dataset, i0: xr.Dataset, spectra: xr.Dataset, components: xr.Dataset
     ) -> xr.Dataset:
         """Composition maps, slab by slab of rows."""
-        pieces = []
-        for rows in _progress(list(_slabs(self.stack)), "fitting pixels", self.progress):
+        defects = self.frames.defects
+        store = MapStore(self.stack, self.scratch)
+        for rows in progress_bar(self.frames.slabs(), "fitting pixels", self.progress):
             made = absorption.transmission(
-                _aligned_rows(self.stack, shifts, rows), i0, shifts, self.dark, i0.attrs["gain"]
+                self.frames.aligned(shifts, rows), i0, shifts, self.dark, i0.attrs["gain"]
             )
-            pieces.append(
-                unmix.fit_components(
-                    made,
-                    components,
-                    float(spectra["energy_shift_errors"]),
-                    float(spectra["stray_fraction"]),
-                    **self.plan.of("fit"),
-                )
+            maps = unmix.fit_components(
+                made,
+                components,
+                float(np.nan_to_num(spectra["energy_shift_errors"])),
+                float(spectra["stray_fraction"]),
+                **self.plan.of("fit"),
             )
-        maps = xr.concat(pieces, dim="y", combine_attrs="override")
-        flags = maps["flags"].values
-        flags |= np.where(defects["dead"].values, FLAGS["dead"], 0).astype(np.int32)
-        flags |= np.where(defects["saturated"].values, FLAGS["saturated"], 0).astype(np.int32)
+            here = slice(rows.start, rows.stop)
+            for name, flag in (("dead", "dead"), ("hot", "dead"), ("saturated", "saturated")):
+                maps["flags"].values[defects[name].values[here]] |= FLAGS[flag]
+            store.put(rows, maps)
+        maps = store.dataset()
         maps["flags"].attrs |= {
             "flag_masks": np.array(list(FLAGS.values()), dtype=np.int32),
             "flag_meanings": " ".join(FLAGS),
@@ -483,6 +605,8 @@ class _Run:
                 "thickness is relative to the references, so no particles are looked for; give"
                 " sample.formula and sample.density_g_cm3, or references per nm"
             )
+            return {}
+        if plan.labels is None and not plan.of("segment").get("enabled", True):
             return {}
         LOG.info("particles, profiles and models")
         if plan.labels is not None:
@@ -541,12 +665,12 @@ class _Run:
         )
 
 
-def _in_stack_order(image: Mask, stack: xr.DataArray) -> Mask:
+def _in_stack_order(image: Mask, stack: xr.DataArray, where: str = "i0.mask") -> Mask:
     """An image in pixels of the file, turned as the reader turned the frames."""
     if image.shape != stack.shape[1:]:
         raise InputError(
             f"the mask has shape {image.shape}, the frames {stack.shape[1:]}",
-            where="i0.mask",
+            where=where,
             remedy="Save the mask on the pixel grid of the file.",
         )
     if stack.attrs.get("y_reversed"):
@@ -554,90 +678,20 @@ def _in_stack_order(image: Mask, stack: xr.DataArray) -> Mask:
     return image[:, ::-1] if stack.attrs.get("x_reversed") else image
 
 
-def _slabs(stack: xr.DataArray) -> Iterator[slice]:
-    """Rows of the common frame, a slab at a time."""
-    energies, ny, nx = stack.shape
-    rows = max(1, int(SLAB_BYTES // (4 * energies * nx)))
-    for start in range(0, ny, rows):
-        yield slice(start, min(ny, start + rows))
-
-
-def _aligned_rows(stack: xr.DataArray, shifts: xr.Dataset, rows: slice) -> xr.DataArray:
-    """Aligned frames of a slab, read with the rows that shifting them needs."""
-    kept = ~shifts["flagged"].values
-    reach = shifts["shift_y"].values[kept] / pixel_size(stack)[0]
-    below = int(np.ceil(max(0.0, -reach.min()))) + KERNEL_HALF_WIDTH
-    above = int(np.ceil(max(0.0, reach.max()))) + KERNEL_HALF_WIDTH
-    first = max(0, rows.start - below)
-    last = min(stack.sizes["y"], rows.stop + above)
-    aligned = align.apply_shifts(stack.isel(y=slice(first, last)), shifts)
-    return aligned.isel(y=slice(rows.start - first, rows.stop - first))
-
-
-@contextmanager
-def _prepared(
-    stack: xr.DataArray, folder: str | Path | None, progress: bool
-) -> Iterator[tuple[xr.DataArray, xr.Dataset]]:
-    """The stack, read once and rid of defects, in memory or in a scratch file; what was found."""
-    real = np.dtype(np.float32)
-    attrs = dict(stack.attrs)
-    size = int(np.prod(stack.shape)) * real.itemsize
-    with _store(stack, size, folder) as (frames, wrap):
-        for start, stop in _progress(list(_energy_chunks(stack)), "reading frames", progress):
-            block = np.asarray(stack[start:stop].values)
-            # The phase of a reconstruction is not used: |A| is all that the maps follow from.
-            frames[start:stop] = np.abs(block) if np.iscomplexobj(block) else block
-        raw = wrap(stack.coords, attrs)
-        defects = detector.find_defects(raw)
-        for index, frame in enumerate(detector.clean_frames(raw, defects)):
-            frames[index] = frame
-        yield wrap(stack.coords, attrs), defects
-
-
-def _energy_chunks(stack: xr.DataArray) -> Iterator[tuple[int, int]]:
-    """First and last frame of each chunk of the file, so that none is decoded twice."""
-    sizes = stack.chunks[0] if stack.chunks else (1,) * stack.sizes["energy"]
-    start = 0
-    for size in sizes:
-        yield start, start + int(size)
-        start += int(size)
-
-
-@contextmanager
-def _store(stack: xr.DataArray, size: int, folder: str | Path | None) -> Iterator[Any]:
-    """Somewhere to keep float32 frames: an array, or an HDF5 file that is removed at the end."""
-
-    def label(values: Any, coords: Any, attrs: dict[str, Any]) -> xr.DataArray:
-        return xr.DataArray(values, dims=stack.dims, coords=coords, attrs=attrs, name="intensity")
-
-    if size <= IN_MEMORY_BYTES or folder is None:
-        frames = np.empty(stack.shape, dtype=np.float32)
-        yield frames, lambda coords, attrs: label(frames, coords, attrs)
-        return
-    import h5netcdf
-
-    path = Path(folder) / "scratch.part"
-    free = shutil.disk_usage(folder).free
-    if free < 1.2 * size:
-        raise FileError(
-            f"{size / 2**30:.1f} GiB of scratch space are needed, {free / 2**30:.1f} are free",
-            where=folder,
-            remedy="Choose an output folder on a larger disk.",
-        )
-    try:
-        with h5netcdf.File(path, "w") as file:
-            file.dimensions = dict(zip(stack.dims, stack.shape, strict=True))
-            variable = file.create_variable("intensity", stack.dims, np.float32)
-
-            def reopen(coords: Any, attrs: dict[str, Any]) -> xr.DataArray:
-                lazy = xr.open_dataset(
-                    xr.backends.H5NetCDFStore(file), decode_cf=False, cache=False
-                )["intensity"]
-                return lazy.assign_coords(coords).assign_attrs(attrs)
-
-            yield variable, reopen
-    finally:
-        path.unlink(missing_ok=True)
+def _mean_of_groups(
+    row: NDArray[np.float32], together: int, i0: xr.Dataset, index: int, dark: float
+) -> tuple[float, float]:
+    """Mean OD of one frame over groups of like pixels, and its standard error."""
+    row = row[: row.size // together * together].reshape(-1, together)
+    row = row[np.isfinite(row).all(axis=1)].mean(axis=1, dtype=np.float64)
+    row = row[row > 0]
+    if row.size < 3:
+        return float("nan"), float("nan")
+    level = float(i0["i0"].values[index])
+    photons = together * level / i0.attrs["gain"]
+    variance = np.sum((row + dark / level) / row**2) / photons
+    shared = np.nan_to_num(i0["i0_errors"].values[index] / level)
+    return float(np.mean(-np.log(row))), float(np.hypot(np.sqrt(variance) / row.size, shared))
 
 
 def _tree(groups: Mapping[str, xr.Dataset], stack: xr.DataArray, plan: Plan) -> xr.DataTree:
@@ -651,10 +705,3 @@ def _tree(groups: Mapping[str, xr.Dataset], stack: xr.DataArray, plan: Plan) -> 
         "source_file": str(stack.attrs.get("source_file", "")),
     }
     return tree
-
-
-def _progress(items: list[Any], text: str, show: bool) -> Any:
-    """The items, with a progress bar if one is wanted."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=text, disable=None if show else True, leave=False, delay=2.0)

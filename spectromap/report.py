@@ -433,8 +433,8 @@ def _pixel_fraction_card(maps: xr.Dataset, name: str, label: str) -> dict[str, A
     good = figures.reliable_pixels(maps, name.removesuffix("_fraction"))
     if not good.any():
         return None
-    weights = np.asarray(maps["thickness"].values, dtype=np.float64)[good]
-    values = np.asarray(maps[name].values, dtype=np.float64)[good]
+    weights = np.asarray(maps["thickness"].values)[good].astype(np.float64)
+    values = np.asarray(maps[name].values)[good].astype(np.float64)
     mean = format_value(float(weights @ values / weights.sum()))
     count = _plural(int(good.sum()), "pixel")
     return _card(label, mean, f"mean of {count}, by thickness")
@@ -456,8 +456,8 @@ def _particle_values(maps: xr.Dataset, name: str) -> FloatArray:
     """Finite values of a map on the particles."""
     if name not in maps:
         return np.zeros(0)
-    values = np.asarray(maps[name].values, dtype=np.float64)[_inside(maps)]
-    return values[np.isfinite(values)]
+    values = np.asarray(maps[name].values)[_inside(maps)]
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _particle_median(maps: xr.Dataset, name: str) -> float:
@@ -553,7 +553,7 @@ def _flagged_pixels(groups: Mapping[str, xr.Dataset]) -> list[str]:
     maps = groups.get("maps", xr.Dataset())
     if "flags" not in maps:
         return []
-    flags = np.asarray(maps["flags"].values).astype(np.int64)
+    flags = np.asarray(maps["flags"].values)
     inside = _inside(maps)
     lines = []
     for name, bit in FLAGS.items():

@@ -535,6 +535,7 @@ def find_particles(
     thickness_errors: xr.DataArray | None,
     resolution_nm: float,
     *,
+    enabled: bool = True,
     threshold_nm: float | None = None,
     min_radius_nm: float | None = None,
     max_radius_nm: float | None = None,
@@ -551,6 +552,8 @@ def find_particles(
         Standard error [nm]; the noise is taken from the map itself where that shows more.
     resolution_nm : float
         Full width at half maximum of the point spread function [nm].
+    enabled : bool
+        False finds none: a run then ends with the maps.
     threshold_nm : float, optional
         Thickness above the background [nm] at which every particle ends. Default: each
         particle's own, from a fit of its blurred rim.
@@ -599,13 +602,13 @@ def find_particles(
     least = max(1.5 * resolution_nm, 2.5 * max(pixel)) if min_radius_nm is None else min_radius_nm
     most = np.inf if max_radius_nm is None else max_radius_nm
     errors = None if thickness_errors is None else np.asarray(thickness_errors.values, float)
-    field = _prepare(thickness, errors, resolution_nm)
+    field = _prepare(thickness, errors, resolution_nm) if enabled else None
     labels = np.zeros(thickness.shape, np.int32)
     if field is not None:
         cut = _cut(field, threshold_nm, split)
         labels = _whole(cut, np.pi * least**2, np.pi * most**2, pixel[0] * pixel[1])
         labels[~field.valid] = 0
-    if not labels.any():
+    if enabled and not labels.any():
         LOG.warning("particles: nothing in the thickness map stands out of the background")
     return _label_map(labels, thickness, "particle_label", "particle, 0 = background")
 

@@ -5,20 +5,26 @@ The model of a pixel is Beer-Lambert with a baseline,
 (the stray fraction) and photon noise. It is fitted to the *transmission*, not to its logarithm,
 by Fisher scoring with the variance that the model itself predicts. The logarithm of few counts is
 biased and its weights follow the noise; this way thick pixels need no special treatment.
+
+The loops over pixels are in `spectromap._unmix_kernel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from spectromap.schema import FLAGS, InputError, check_stack, component_names, with_units
+from spectromap._unmix_kernel import (
+    BASIS, COMMON, COVARIANCE, DARK, ENERGIES, ENERGY_COLUMNS, ERROR, FRACTION, I0, KNOWN,
+    KNOWN_OD, MAX_COMPONENTS, MAX_PARAMETERS, MIN_TRANSMISSION, NORMAL, PATTERN, QUALITY, RAISED,
+    RIGHT, SCALE, SHARED, SHIFTS, SHOWN, SLOPES, THICKNESS, UNUSED, Shared, fit_pixels,
+    make_scratch,
+)  # fmt: skip
+from spectromap.schema import FLAGS, InputError, check_stack, component_names
 
 __all__ = ["estimate_stray", "fit_components", "fit_spectrum"]
 
@@ -26,43 +32,15 @@ Baseline = Literal["none", "constant", "linear"]
 Array = NDArray[np.float64]
 Samples = NDArray[np.float32]
 
-BLOCK = 4096  # pixels in one pass: the working set stays in the cache
-PAD = 64  # matrix products over multiples of this are the same for any chunking
-MIN_TRANSMISSION = 1e-4
-ITERATIONS = 5
-#: A pixel seen in a smaller share of the frames (the border of a drifting field) is not measured:
-#: the part of the spectrum that is left seldom tells the components apart.
-MIN_SHARE = 0.5
+N_BASELINE = {"none": 0, "constant": 1, "linear": 2}
 #: Share of chi-squared by which fitted stray light must improve the fit to be believed.
 STRAY_GAIN = 0.01
-#: A fraction less certain than this is not worth a colour in the map for the eye.
-SHOWN_ERROR = 0.5
-#: Amounts this many standard deviations below zero are not noise.
-NEGATIVE_SIGMA = 3.0
-#: A pivot this much smaller than its diagonal element means that the unknowns cannot be told apart.
-SINGULAR = 1e-7
-N_BASELINE = {"none": 0, "constant": 1, "linear": 2}
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Everything about the fit that all pixels share."""
-
-    design: Array  # (energy, parameter): components first, then the baseline
-    slopes: Array  # (energy, component): derivative of the references by energy
-    components: tuple[str, ...]
-    photons: Array  # (energy,) in the open area
-    dark: Array  # (energy,) dark counts over photons
-    variance_factor: Array  # (energy,) what interpolation left of the variance
-    i0_relative_errors: Array  # (energy,)
-    energy_shift_errors: float
-    stray: float
-    max_od: float
-
-    @property
-    def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows and columns of the upper triangle of a normal matrix."""
-        return np.triu_indices(self.design.shape[1])
+#: A column this small a part of which is its own cannot be told from the others.
+COLLINEAR = 1e-6
+#: Energies count as alike if no reference differs by more than this part of its range ...
+ALIKE = 0.03
+#: ... and the sloping baseline by this part.
+ALIKE_SLOPE = 0.15
 
 
 def fit_components(
@@ -70,10 +48,13 @@ def fit_components(
     references: xr.Dataset,
     energy_shift_errors: float = 0.0,
     stray_fraction: float = 0.0,
+    shift_errors: Array | None = None,
+    log_gradient: NDArray[Any] | None = None,
     *,
     baseline: Baseline = "constant",
     max_od: float | None = None,
     reject_chi2: float = 3.0,
+    sum_to_one: bool = False,
 ) -> xr.Dataset:
     """Fit every pixel by non-negative amounts of the references and a baseline.
 
@@ -84,11 +65,17 @@ def fit_components(
         where not measured, and along energy ``photons``, ``dark``, ``variance_factor``,
         ``i0_relative_errors``.
     references : Dataset, dims (energy,)
-        As `spectromap.references.reference_set` makes it.
+        Up to four, as `spectromap.references.reference_set` makes them. ``attrs["relative_error"]``
+        of a reference is the standard error of its scale; it goes into the systematic errors.
     energy_shift_errors : float
         Standard error of the energy calibration in eV; goes into the systematic errors.
     stray_fraction : float
         Fraction of the open-area light that the sample cannot absorb.
+    shift_errors : ndarray, shape (n_energy, 2), optional
+        Standard errors of the frame shifts along y and x in nm, independent of each other; with
+        `log_gradient` they go into the systematic errors. NaN counts as none.
+    log_gradient : ndarray, shape (2, ny, nx), optional
+        Relative slope of the optical density along y and x, d ln(OD)/dy and d ln(OD)/dx in nm-1.
     baseline : {"none", "constant", "linear"}
         Optical density that does not belong to the references: support film, I0 error.
     max_od : float, optional
@@ -96,48 +83,71 @@ def fit_components(
         them in: their photon weight is small already.
     reject_chi2 : float
         Pixels of a larger reduced chi-squared are flagged ``model_rejected``.
+    sum_to_one : bool
+        The amounts add up to one: for references that are optical densities of the pure
+        components at the very thickness of the sample, the same all over the field. Amounts are
+        then fractions of that thickness, the constraint holds for the unconstrained and the
+        non-negative solution, and the errors are those under the constraint (the total has none).
 
     Returns
     -------
     Dataset, dims (y, x)
         For every component c ``<c>_fraction`` (unconstrained), ``<c>_fraction_errors`` (photon
-        noise), ``<c>_fraction_systematic`` (I0 and energy calibration, common to the pixels) and
-        ``<c>_fraction_nonnegative`` (for the eye, NaN where nothing is known); ``thickness`` with
-        its errors and ``thickness_nonnegative`` in nm; ``offset``; ``chi2`` reduced; ``residual``,
-        the median absolute residual in OD; ``max_od``; ``flags``. Also ``<c>_thickness`` and its
-        variances and covariances ``<c>_<d>_covariance`` for sums over pixels.
+        noise), ``<c>_fraction_systematic`` (what the pixels share: I0, shifts, energy calibration,
+        scales of the references) and ``<c>_fraction_nonnegative`` (for the eye, NaN where nothing
+        is known); ``thickness`` with its errors and ``thickness_nonnegative`` in nm; ``offset``,
+        the constant part of the baseline; ``chi2`` reduced; ``residual``, the root mean square
+        residual in OD, weighted as in the fit; ``max_od``, the largest OD of the data; ``flags``.
+        Also ``<c>_thickness`` and its variances and covariances ``<c>_<d>_covariance`` for sums
+        over pixels.
 
     Raises
     ------
     InputError
-        Fewer energies than unknowns, or references on other energies.
+        Fewer energies than unknowns, references on other energies, more than four references,
+        references that cannot be told apart, or `sum_to_one` with references per nm.
+
+    Notes
+    -----
+    The variance of a transmission T is ``variance_factor (T + dark) / photons``. The systematic
+    covariance is ``A S A^T``, A the change of the amounts with the optical densities of the fit
+    and S the covariance of the optical densities from noise in I0 (independent from energy to
+    energy), from errors of the shifts (``OD^2 sum_i (d ln(OD)/dx_i sigma_i)^2``, likewise), from
+    the error of the energies (``dOD/dE sigma_E``, one for all) and from the references' scales.
 
     References
     ----------
     P. McCullagh and J. A. Nelder, Generalized Linear Models, 2nd ed. (1989), section 2.5
     (Fisher scoring); C. L. Lawson and R. J. Hanson, Solving Least Squares Problems (1974),
-    chapter 23 (non-negative solution).
+    chapters 20 to 23 (equality constraint, non-negative solution).
     """
     stack = absorption["transmission"]
     check_stack(stack.assign_attrs(quantity="optical_density"), name="absorption")
-    problem = _problem(
-        absorption, references, energy_shift_errors, stray_fraction, baseline, max_od
-    )
-    shape = stack.shape[1:]
-    values = np.asarray(stack.values).reshape(stack.shape[0], -1)
-    blocks = [
-        _kernel(values[:, start : start + BLOCK], problem)
-        for start in range(0, values.shape[1], BLOCK)
-    ]
-    columns = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    design = _design_of(absorption, references, baseline, sum_to_one)
+    moving = shift_errors is not None and log_gradient is not None
+    shifts = np.zeros((stack.shape[0], 2)) if shift_errors is None else np.asarray(shift_errors)
+    frames = _frames_of(absorption, references, design, energy_shift_errors, shifts)
+    limits = {
+        "stray": np.float32(stray_fraction),
+        "ceiling": np.float32(np.inf if max_od is None else max_od),
+        "rejected": np.float32(reject_chi2),
+    }
+    shared = _shared(design, frames, {"constrained": sum_to_one, "moving": moving, **limits})
+    names = _map_names(design.components)
+    pixels = int(np.prod(stack.shape[1:]))
+    values = np.ascontiguousarray(stack.values, dtype=np.float32).reshape(-1, pixels)
+    maps = np.empty((len(names), pixels), dtype=np.float32)
+    flags = np.empty(pixels, dtype=np.int32)
+    scratch = make_scratch(len(shared.order), len(shared.ends))
+    fit_pixels(values, _motion(log_gradient, stack.shape), shared, scratch, maps, flags)
     units = "nm" if references.attrs.get("units") == "nm-1" else "1"
     coords = {"y": stack.y, "x": stack.x}
-    maps = xr.Dataset(coords=coords)
-    for name, column in columns.items():
-        array = xr.DataArray(column.reshape(shape), dims=("y", "x"), coords=coords)
-        maps[name] = with_units(array, name, _units_of(name, units))
-    maps["flags"] = _flags(maps, problem, reject_chi2)
-    return maps
+    result = {
+        name: (("y", "x"), column.reshape(stack.shape[1:]), {"units": _units_of(name, units)})
+        for name, column in zip(names, maps, strict=True)
+    }
+    result["flags"] = (("y", "x"), flags.reshape(stack.shape[1:]), {"units": "1"})
+    return xr.Dataset(result, coords=coords)
 
 
 def estimate_stray(
@@ -173,8 +183,11 @@ def estimate_stray(
         The fraction to use and its standard error, NaN where the stated one is kept.
     """
     frames = int(np.isfinite(absorption["photons"].values).sum())
-    _, _, components = _design(references, "constant")
-    if not enabled or frames < len(components) + 4 or absorption["transmission"].size == 0:
+    if (
+        not enabled
+        or frames < len(component_names(references)) + 4
+        or absorption["transmission"].size == 0
+    ):
         return stated, float("nan")
     grid = np.unique(np.append(stated, stated + max_fraction * np.linspace(0.0, 1.0, 9) ** 2))
     total = np.array([_capped_chi2(absorption, references, float(s)) for s in grid])
@@ -195,7 +208,7 @@ def estimate_stray(
 def _capped_chi2(absorption: xr.Dataset, references: xr.Dataset, stray: float) -> float:
     """Sum of chi-squared over pixels, none of which counts too much."""
     maps = fit_components(absorption, references, 0.0, stray)
-    degrees = maps["samples_used"].values.astype(float) - len(_design(references, "constant")[2])
+    degrees = maps["samples_used"].values.astype(float) - len(component_names(references)) - 1
     return float(np.nansum(np.minimum(maps["chi2"].values, 9.0) * degrees))
 
 
@@ -218,7 +231,7 @@ def fit_spectrum(
     parameters, covariance, fitted : ndarray
         Amounts of the components, then the baseline; their covariance; the fitted OD.
     """
-    design, _, _ = _design(references, baseline)
+    design = _columns(references, baseline)
     good = np.isfinite(od) & np.isfinite(od_errors) & (od_errors > 0)
     if good.sum() < design.shape[1]:
         raise InputError("fewer energies than unknowns", where="spectrum")
@@ -230,354 +243,289 @@ def fit_spectrum(
 
 
 def _units_of(name: str, units: str) -> str:
-    """Units of an output of the kernel."""
+    """Units of a map."""
     if name.endswith("_covariance"):
         return "nm2" if units == "nm" else "1"
     return units if "thickness" in name else "1"
 
 
-def _design(references: xr.Dataset, baseline: Baseline) -> tuple[Array, Array, tuple[str, ...]]:
-    """Design matrix, slopes of the references, component names."""
-    components = tuple(component_names(references))
+def _map_names(components: tuple[str, ...]) -> dict[str, int]:
+    """Maps and the rows in which the compiled loops have them; the largest OD comes last."""
+    rows: dict[str, int] = {}
+    for k, name in enumerate(components):
+        rows[f"{name}_fraction"] = FRACTION + k
+        rows[f"{name}_fraction_errors"] = ERROR + k
+        rows[f"{name}_fraction_systematic"] = COMMON + k
+        rows[f"{name}_fraction_nonnegative"] = SHOWN + k
+        rows[f"{name}_thickness"] = THICKNESS + k
+        for i, other in enumerate(components[k:], k):
+            rows[f"{name}_{other}_covariance"] = COVARIANCE + i * (i + 1) // 2 + k
+    rows["thickness"] = THICKNESS + MAX_COMPONENTS
+    rows["thickness_errors"] = ERROR + MAX_COMPONENTS
+    rows["thickness_systematic"] = COMMON + MAX_COMPONENTS
+    rows["thickness_nonnegative"] = SHOWN + MAX_COMPONENTS
+    last = ("offset", "chi2", "residual", "samples_used", "max_od")
+    return rows | {name: QUALITY + k for k, name in enumerate(last)}
+
+
+def _columns(references: xr.Dataset, baseline: Baseline) -> Array:
+    """References, then the baseline: a constant and a slope over the range of the energies."""
     energy = references.energy.values
-    columns = [references[name].values for name in components]
+    columns = [references[name].values for name in component_names(references)]
     span = max(float(np.ptp(energy)), 1e-9)
     columns += [((energy - energy.mean()) / span) ** k for k in range(N_BASELINE[baseline])]
-    slopes = [references[f"{name}_slope"].values for name in components]
-    return np.column_stack(columns), np.column_stack(slopes), components
+    return np.column_stack(columns)
 
 
-def _problem(
-    absorption: xr.Dataset,
-    references: xr.Dataset,
-    energy_shift_errors: float,
-    stray: float,
-    baseline: Baseline,
-    max_od: float | None,
-) -> _Problem:
-    """Check that references and stack belong together and collect what the kernel needs."""
-    energy = absorption.energy.values
+@dataclass(frozen=True)
+class _Design:
+    """The linear model of the optical density: ``known + columns @ parameters``."""
+
+    components: tuple[str, ...]
+    columns: Array  # (energy, parameter)
+    known: Array  # (energy,)
+    amounts: Array  # (component, parameter)
+    constant: Array  # (component,): amounts are constant + amounts @ parameters
+    offset: Array  # (parameter,): the constant part of the baseline
+    rescaled: Array  # (component, component): what the scale of a reference does to the amounts
+    spectra: Array  # (energy, component) the references themselves
+
+
+def _design_of(
+    absorption: xr.Dataset, references: xr.Dataset, baseline: Baseline, sum_to_one: bool
+) -> _Design:
+    """Check that references and stack belong together and set up the linear model."""
+    energy, components = absorption.energy.values, tuple(component_names(references))
     if references.energy.shape != energy.shape or not np.allclose(references.energy, energy):
         raise InputError(
             "the references are on other energies than the stack",
             where="references",
             remedy="Make them with reference_set(..., energy=stack.energy.values, ...).",
         )
-    design, slopes, components = _design(references, baseline)
-    if len(energy) < design.shape[1]:
+    columns, count = _columns(references, baseline), len(components)
+    if count > MAX_COMPONENTS:
         raise InputError(
-            f"{len(energy)} energies cannot fix {design.shape[1]} unknowns"
+            f"{count} references; the fit takes up to {MAX_COMPONENTS}",
+            where="references",
+            remedy="Leave out or join those that are alike.",
+        )
+    spectra = columns[:, :count].copy()
+    known, amounts = np.zeros(len(energy)), np.eye(count, columns.shape[1])
+    constant, rescaled = np.zeros(count), np.eye(count)
+    if sum_to_one:
+        _check_sum_to_one(references)
+        # The last amount is one minus the others.
+        known = columns[:, count - 1].copy()
+        columns = np.delete(columns, count - 1, axis=1)
+        columns[:, : count - 1] -= known[:, None]
+        amounts = np.delete(amounts, count - 1, axis=1)
+        amounts[-1, : count - 1] = -1.0
+        constant[-1] = 1.0
+        rescaled[-1] = -1.0
+        rescaled[:, -1] = 0.0
+    if len(energy) < columns.shape[1]:
+        raise InputError(
+            f"{len(energy)} energies cannot fix {columns.shape[1]} unknowns"
             f" ({', '.join(components)} and baseline '{baseline}')",
             where="stack",
             remedy="Use fewer references, baseline: none, or a stack of more energies.",
         )
-    return _Problem(
-        design=design,
-        slopes=slopes,
-        components=components,
-        photons=absorption["photons"].values.astype(float),
+    offset = np.zeros(columns.shape[1])
+    if N_BASELINE[baseline]:
+        offset[-N_BASELINE[baseline]] = 1.0
+    return _Design(components, columns, known, amounts, constant, offset, rescaled, spectra)
+
+
+def _check_sum_to_one(references: xr.Dataset) -> None:
+    if references.attrs.get("units") == "nm-1" or len(component_names(references)) < 2:
+        raise InputError(
+            "sum_to_one takes two or more references in optical density of the sample's own"
+            " thickness, not per nm",
+            where="fit.sum_to_one",
+            remedy="Leave it out: amounts per nm add up to the thickness, which is fitted.",
+        )
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """What is known of every energy, one row each."""
+
+    scale: Array  # photons over what interpolation left of the variance, 0: not used
+    photons: Array
+    dark: Array
+    i0_variance: Array
+    shift_variance: Array  # (energy, 2)
+    slopes: Array  # (energy, component): change of the references by the energy error
+    scale_errors: Array  # (component,)
+    measured: int
+
+
+def _frames_of(
+    absorption: xr.Dataset,
+    references: xr.Dataset,
+    design: _Design,
+    energy_error: float,
+    shift_errors: Array,
+) -> _Frames:
+    """Collect the noise and the errors of every energy."""
+    photons = absorption["photons"].values.astype(float)
+    measured = np.isfinite(photons)
+    used = measured & (photons > 0)
+    factor = absorption["variance_factor"].values.astype(float)
+    names = design.components
+    slopes = np.stack([references[f"{name}_slope"].values for name in names], axis=1)
+    relative = [references[name].attrs.get("relative_error", 0.0) for name in names]
+    return _Frames(
+        scale=np.where(used, np.where(used, photons, 0.0) / factor, 0.0),
+        photons=np.where(used, photons, 0.0),
         dark=absorption["dark"].values.astype(float),
-        variance_factor=absorption["variance_factor"].values.astype(float),
-        i0_relative_errors=absorption["i0_relative_errors"].values.astype(float),
-        energy_shift_errors=float(np.nan_to_num(energy_shift_errors)),
-        stray=stray,
-        max_od=np.inf if max_od is None else max_od,
+        i0_variance=np.nan_to_num(absorption["i0_relative_errors"].values.astype(float)) ** 2,
+        shift_variance=np.nan_to_num(shift_errors.astype(float)) ** 2,
+        slopes=slopes * np.nan_to_num(float(energy_error)),
+        scale_errors=np.nan_to_num(np.array(relative, dtype=float)),
+        measured=int(measured.sum()),
     )
 
 
-def _padded(values: NDArray[Any]) -> NDArray[Any]:
-    """Pixels filled up with empty ones to a multiple of PAD."""
-    missing = -values.shape[1] % PAD
-    return np.pad(values, ((0, 0), (0, missing)), constant_values=np.nan) if missing else values
+def _orthonormal(columns: Array, scale: Array) -> tuple[Array, Array]:
+    """Basis of the columns, and the columns' parameters from those of the basis.
 
-
-def _kernel(transmission: NDArray[Any], problem: _Problem) -> dict[str, NDArray[Any]]:
-    """Fit one block of pixels (energy, pixel)."""
-    n_pixels = transmission.shape[1]
-    data = _padded(transmission).astype(np.float32, copy=False)
-    measured = np.isfinite(data) & np.isfinite(problem.photons)[:, None]
-    data = np.where(measured, data, np.float32(1.0))
-    state = _fisher_scoring(data, measured, problem)
-    result = _summarise(state, problem)
-    return {name: values[:n_pixels] for name, values in result.items()}
-
-
-@dataclass
-class _State:
-    """A fitted block: parameters (parameter, pixel) and what the errors follow from."""
-
-    parameters: Array
-    normal: Array  # (parameter, parameter, pixel)
-    weights: Samples  # (energy, pixel), inverse variance of the OD
-    chi2: Array
-    used: Array  # (pixel,) number of samples
-    residual: Array
-    data_od_max: Array
-
-
-def _predict(eta: Samples, problem: _Problem) -> tuple[Samples, Samples, Samples]:
-    """Transmission, minus its derivative by OD, and its inverse variance, all (energy, pixel)."""
-    stray = np.float32(problem.stray)
-    slope = np.exp(-np.clip(eta, np.float32(-1.0), np.float32(25.0))) * (np.float32(1.0) - stray)
-    model = slope + stray
-    scale = (problem.photons / problem.variance_factor).astype(np.float32)[:, None]
-    dark = problem.dark.astype(np.float32)[:, None]
-    return model, slope, scale / (np.maximum(model, np.float32(MIN_TRANSMISSION)) + dark)
-
-
-def _normal(weights: Samples, problem: _Problem) -> Array:
-    """Normal matrices (parameter, parameter, pixel) of all pixels from one product."""
-    rows, columns = problem.pairs
-    products = (problem.design[:, rows] * problem.design[:, columns]).astype(np.float32)
-    upper = (products.T @ weights).astype(np.float64)
-    size = problem.design.shape[1]
-    full = np.empty((size, size, weights.shape[1]))
-    full[rows, columns] = upper
-    full[columns, rows] = upper
-    return full
-
-
-def _cholesky(normal: Array) -> Array:
-    """Lower Cholesky factors of all pixels at once; NaN where the matrix is singular.
-
-    The matrices are tiny and many: looping over their elements and working on whole rows of
-    pixels is many times faster than a LAPACK call a pixel.
+    The baseline comes first in the orthogonalisation: the parameters of the components then do
+    not depend on its own.
     """
-    size = len(normal)
-    lower = np.zeros_like(normal)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for i in range(size):
-            for j in range(i + 1):
-                rest = normal[i, j] - sum(lower[i, k] * lower[j, k] for k in range(j))
-                if i == j:
-                    regular = rest > SINGULAR * normal[i, i]
-                    lower[i, i] = np.sqrt(np.where(regular, rest, np.nan))
-                else:
-                    lower[i, j] = rest / lower[j, j]
-    return lower
+    weight = np.sqrt(scale / max(float(scale.max()), 1e-30))[:, None]
+    length = np.linalg.norm(columns * weight, axis=0)
+    length[length == 0] = 1.0
+    upper = np.linalg.qr((columns * weight / length)[:, ::-1], mode="r")
+    if upper.shape[0] < columns.shape[1] or not (np.abs(np.diag(upper)) > COLLINEAR).all():
+        raise InputError(
+            "two references, or one and the baseline, are the same at the energies that were"
+            " measured, so their amounts cannot be told apart",
+            where="references",
+            remedy="Leave one of them out.",
+        )
+    back = np.linalg.inv(upper)[::-1, ::-1] / length[:, None]
+    return columns @ back, back
 
 
-def _substitute(lower: Array, right: Array) -> Array:
-    """Solutions (parameter, pixel) from Cholesky factors."""
-    size = len(lower)
-    half = np.empty_like(right)
-    for i in range(size):
-        half[i] = (right[i] - sum(lower[i, k] * half[k] for k in range(i))) / lower[i, i]
-    solution = np.empty_like(right)
-    for i in reversed(range(size)):
-        rest = half[i] - sum(lower[k, i] * solution[k] for k in range(i + 1, size))
-        solution[i] = rest / lower[i, i]
-    return solution
+def _classes(design: _Design, used: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Energies in classes inside which all references are nearly the same."""
+    extent = np.ptp(design.spectra[used], axis=0)
+    features = design.spectra / np.where(extent > 0, ALIKE * extent, 1.0)
+    if np.ptp(design.columns[:, -1]) > 0 and design.columns.shape[1] - _n_free(design) == 2:
+        features = np.column_stack([features, design.columns[:, -1] / ALIKE_SLOPE])
+    members: list[list[int]] = []
+    for k in used:
+        for group in members:
+            if np.ptp(features[[*group, k]], axis=0).max() <= 1.0:
+                group.append(int(k))
+                break
+        else:
+            members.append([int(k)])
+    return [np.array(group, dtype=np.intp) for group in members]
 
 
-def _solve(normal: Array, right: Array) -> Array:
-    """Solutions (parameter, pixel) of the normal equations; NaN where there is none."""
-    return _substitute(_cholesky(normal), right)
-
-
-def _start(data: Samples, measured: NDArray[np.bool_], problem: _Problem) -> Array:
-    """Parameters from the logarithm of the data, weighted by the data."""
-    photons = np.where(problem.photons > 0, problem.photons, 1.0)
-    floor = np.maximum(2.0 / photons, MIN_TRANSMISSION).astype(np.float32)[:, None]
-    absorbed = (data - np.float32(problem.stray)) / np.float32(1.0 - problem.stray)
-    od = -np.log(np.maximum(absorbed, floor))
-    _, slope, precision = _predict(od, problem)
-    weights = np.where(measured, slope**2 * precision, np.float32(0.0))
-    right = problem.design.astype(np.float32).T @ (weights * od)
-    return _solve(_normal(weights, problem), right.astype(np.float64))
-
-
-def _fisher_scoring(data: Samples, measured: NDArray[np.bool_], problem: _Problem) -> _State:
-    """Iterate the weighted linear fit on the model's own weights until nothing moves."""
-    design = problem.design.astype(np.float32)
-    parameters = np.nan_to_num(_start(data, measured, problem))
-    zero, one = np.float32(0.0), np.float32(1.0)
-    # A fixed number of steps: a test on the block would tie a pixel to its neighbours. Solving
-    # for the change keeps single precision out of the solution.
-    for _ in range(ITERATIONS):
-        eta = design @ parameters.astype(np.float32)
-        model, slope, precision = _predict(eta, problem)
-        kept = measured & (eta <= problem.max_od)
-        weights = np.where(kept, slope**2 * precision, zero)
-        step = np.clip((model - data) / np.maximum(slope, np.float32(1e-12)), -one, one)
-        change = _solve(_normal(weights, problem), (design.T @ (weights * step)).astype(np.float64))
-        parameters += np.nan_to_num(change)
-    eta = design @ parameters.astype(np.float32)
-    model, slope, precision = _predict(eta, problem)
-    kept = measured & (eta <= problem.max_od)
-    weights = np.where(kept, slope**2 * precision, zero)
-    misfit = np.where(kept, data - model, zero)
-    od, highest = _observed_od(data, measured, problem)
-    return _State(
-        parameters=parameters,
-        normal=_normal(weights, problem),
-        weights=weights,
-        chi2=np.sum(misfit**2 * precision, axis=0, dtype=np.float64),
-        used=kept.sum(axis=0),
-        residual=_median_absolute(np.where(kept, od - eta, np.float32(np.nan))),
-        data_od_max=highest,
-    )
-
-
-def _observed_od(
-    data: Samples, measured: NDArray[np.bool_], problem: _Problem
-) -> tuple[Samples, Array]:
-    """Optical density of the data, NaN where it has none, and the largest of each pixel."""
-    absorbed = (data - np.float32(problem.stray)) / np.float32(1.0 - problem.stray)
-    positive = measured & (absorbed > 0)
-    od = np.where(positive, -np.log(np.where(positive, absorbed, np.float32(1.0))), np.nan)
-    highest = np.max(np.where(positive, od, -np.inf), axis=0)
-    return od.astype(np.float32), np.where(np.isfinite(highest), highest, np.nan)
-
-
-def _median_absolute(values: Samples) -> Array:
-    """Median over energy of |values|, NaN where there is nothing."""
-    ordered = np.sort(np.abs(values), axis=0)  # NaN go last
-    count = np.isfinite(ordered).sum(axis=0)
-    middle = np.maximum(count - 1, 0)
-    low = np.take_along_axis(ordered, (middle // 2)[None], axis=0)[0]
-    high = np.take_along_axis(ordered, ((middle + 1) // 2)[None], axis=0)[0]
-    return np.where(count > 0, 0.5 * (low + high), np.nan)
-
-
-def _inverse(normal: Array) -> Array:
-    """Covariances (parameter, parameter, pixel); NaN where the matrix has no inverse."""
-    lower = _cholesky(normal)
-    unit = np.zeros(normal.shape[1:])
-    columns = []
-    for k in range(len(normal)):
-        unit[:] = 0.0
-        unit[k] = 1.0
-        columns.append(_substitute(lower, unit))
-    return np.stack(columns, axis=1)
-
-
-def _nonnegative(state: _State, n_components: int) -> Array:
-    """Exact non-negative amounts: the best of all subsets that satisfies the constraint.
-
-    Up to four components have at most sixteen subsets, so enumeration is exact and, over many
-    pixels at once, faster than any active-set iteration. Only pixels that violate the constraint
-    take part.
-    """
-    result = np.array(state.parameters[:n_components])
-    wrong = np.flatnonzero((result < 0).any(axis=0))
-    if wrong.size == 0:
-        return result
-    normal, parameters = state.normal[:, :, wrong], state.parameters[:, wrong]
-    right = np.einsum("ijp,jp->ip", normal, parameters)
-    free = list(range(n_components, len(parameters)))
-    best = np.full(wrong.size, np.inf)
-    found = np.zeros((n_components, wrong.size))
-    for count in range(n_components - 1, -1, -1):
-        for subset in combinations(range(n_components), count):
-            chosen = [*subset, *free]
-            trial = np.zeros_like(parameters)
-            if chosen:
-                trial[chosen] = _solve(normal[np.ix_(chosen, chosen)], right[chosen])
-            # At its own solution the quadratic form is minus half the right-hand side times it.
-            cost = -np.sum(trial * right, axis=0)
-            feasible = np.all(trial[:n_components] >= 0, axis=0) & (cost < best)
-            best = np.where(feasible, cost, best)
-            found = np.where(feasible, trial[:n_components], found)
-    result[:, wrong] = found
+def _packed(values: Array, shape: tuple[int, ...], fill: float = 0.0) -> Samples:
+    """Values in single precision in the corner of a larger array."""
+    result = np.full(shape, fill, dtype=np.float32)
+    result[tuple(slice(n) for n in np.shape(values))] = values
     return result
 
 
-def _systematic(state: _State, covariance: Array, problem: _Problem) -> Array:
-    """Covariance of the parameters that the I0 noise and the energy error share over pixels."""
-    spread = (state.weights * problem.i0_relative_errors.astype(np.float32)[:, None]) ** 2
-    meat = _normal(spread, problem)
-    total = _product(_product(covariance, meat), covariance)
-    count = len(problem.components)
-    slopes = problem.slopes.astype(np.float32) @ state.parameters[:count].astype(np.float32)
-    pattern = problem.design.astype(np.float32).T @ (state.weights * slopes)
-    moved = np.einsum("ijp,jp->ip", covariance, pattern * problem.energy_shift_errors)
-    return np.asarray(total + moved[:, None] * moved[None, :])
+def _rows_of(first: int, positions: list[int], *, pairs: bool = False) -> NDArray[np.intp]:
+    """Rows of the kernel's sums for all parameters or pairs of them, an even number."""
+    rows = positions
+    if pairs:
+        rows = [i * (i + 1) // 2 + j for n, i in enumerate(positions) for j in positions[: n + 1]]
+    return np.array([*(first + r for r in rows), *[UNUSED] * (len(rows) % 2)], dtype=np.intp)
 
 
-def _product(left: Array, right: Array) -> Array:
-    """Matrix products of all pixels."""
-    return np.asarray(np.einsum("ijp,jkp->ikp", left, right))
+def _positions(design: _Design) -> list[int]:
+    """Where the kernel has the parameters: components from 0 on, baseline from 4 on."""
+    free, size = _n_free(design), design.columns.shape[1]
+    return [*range(free), *range(MAX_COMPONENTS, MAX_COMPONENTS + size - free)]
 
 
-def _fractions(amounts: Array) -> tuple[Array, Array]:
-    """Fractions and total; NaN where there is nothing to take a fraction of."""
-    total = amounts.sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total > 0, amounts / total, np.nan), total
+def _class_sums(
+    design: _Design, frames: _Frames, basis: Array, classes: list[NDArray[np.intp]]
+) -> dict[str, Array]:
+    """Photons of every class of energies, and means weighted by them."""
+    total = np.array([frames.scale[group].sum() for group in classes])
+
+    def mean(values: Array) -> Array:
+        return np.array(
+            [frames.scale[g] @ values[g] / t for g, t in zip(classes, total, strict=True)]
+        )
+
+    photons = np.array([frames.photons[group].sum() for group in classes])
+    return {
+        "basis": mean(basis), "known": mean(design.known), "dark": mean(frames.dark),
+        "scale": total, "photons": photons,
+    }  # fmt: skip
 
 
-def _fraction_errors(amounts: Array, covariance: Array) -> Array:
-    """Standard error of each fraction by linear propagation of the full covariance."""
-    fractions, total = _fractions(amounts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # var(f_k) t^2 = C_kk - 2 f_k sum_j C_kj + f_k^2 sum_ij C_ij
-        to_all = covariance.sum(axis=1)
-        own = np.array([covariance[k, k] for k in range(len(amounts))])
-        variance = own - 2.0 * fractions * to_all + fractions**2 * to_all.sum(axis=0)
-        return np.where(total > 0, np.sqrt(np.maximum(variance, 0.0)) / total, np.nan)
-
-
-def _summarise(state: _State, problem: _Problem) -> dict[str, NDArray[Any]]:
-    """Named outputs of one block."""
-    count, size = len(problem.components), problem.design.shape[1]
-    degrees = state.used - size
-    covariance = _inverse(state.normal)
-    frames = int(np.isfinite(problem.photons).sum())
-    covariance[:, :, (degrees < 0) | (state.used < MIN_SHARE * frames)] = np.nan
-    shared = _systematic(state, covariance, problem)[:count, :count]
-    covariance = covariance[:count, :count]
-    usable = np.asarray(np.isfinite(covariance).all(axis=(0, 1)))
-    amounts = np.where(usable, state.parameters[:count], np.nan)
-    positive = np.where(usable, _nonnegative(state, count), np.nan)
-    fractions, total = _fractions(amounts)
-    shown, shown_total = _fractions(positive)
-    random, systematic = (_fraction_errors(amounts, c) for c in (covariance, shared))
-    result: dict[str, NDArray[Any]] = {}
-    for k, name in enumerate(problem.components):
-        result[f"{name}_fraction"] = fractions[k]
-        result[f"{name}_fraction_errors"] = random[k]
-        result[f"{name}_fraction_systematic"] = systematic[k]
-        seen = random[k] < SHOWN_ERROR
-        result[f"{name}_fraction_nonnegative"] = np.where(seen, shown[k], np.nan)
-        result[f"{name}_thickness"] = amounts[k]
-        for other in range(k, count):
-            result[f"{name}_{problem.components[other]}_covariance"] = covariance[k, other]
-    result["thickness"] = total
-    result["thickness_errors"] = np.sqrt(np.maximum(covariance.sum(axis=(0, 1)), 0.0))
-    result["thickness_systematic"] = np.sqrt(np.maximum(shared.sum(axis=(0, 1)), 0.0))
-    result["thickness_nonnegative"] = shown_total
-    offset = state.parameters[count] if size > count else np.zeros(total.shape)
-    result["offset"] = np.where(usable, offset, np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result["chi2"] = np.where(usable & (degrees > 0), state.chi2 / degrees, np.nan)
-    result["residual"] = np.where(usable, state.residual, np.nan)
-    result["max_od"] = state.data_od_max
-    result["samples_used"] = state.used.astype(np.float64)
-    return {name: values.astype(np.float32) for name, values in result.items()}
-
-
-def _below_zero(maps: xr.Dataset, component: str) -> NDArray[np.bool_]:
-    """Where an amount is negative beyond what photon noise does."""
-    amount = maps[f"{component}_thickness"].values
-    sigma = np.sqrt(maps[f"{component}_{component}_covariance"].values)
-    return np.asarray(amount < -NEGATIVE_SIGMA * sigma)
-
-
-def _flags(maps: xr.Dataset, problem: _Problem, reject_chi2: float) -> xr.DataArray:
-    """Flag bits of every pixel, see `spectromap.schema.FLAGS`."""
-    frames = int(np.isfinite(problem.photons).sum())
-    conditions: dict[str, Callable[[], Any]] = {
-        "no_data": lambda: ~np.isfinite(maps["thickness"].values),
-        "energies_left_out": lambda: maps["samples_used"].values < frames,
-        "model_rejected": lambda: maps["chi2"].values > reject_chi2,
-        "negative_component": lambda: np.any(
-            [_below_zero(maps, name) for name in problem.components], axis=0
+def _shared(design: _Design, frames: _Frames, options: dict[str, Any]) -> Shared:
+    """Collect what the compiled loops need."""
+    basis, back = _orthonormal(design.columns, frames.scale)
+    classes = _classes(design, np.flatnonzero(frames.scale > 0))
+    order, means = np.concatenate(classes), _class_sums(design, frames, basis, classes)
+    size, positions = basis.shape[1], _positions(design)
+    pairs = [means["basis"][:, i] * means["basis"][:, j] for i in range(size) for j in range(i + 1)]
+    product_rows = _rows_of(NORMAL, positions, pairs=True)
+    if options["constrained"]:
+        pairs += [means["basis"][:, i] * means["known"] for i in range(size)]
+        product_rows = np.append(product_rows[: len(pairs) - size], _rows_of(KNOWN, positions))
+        product_rows = np.append(product_rows, [UNUSED] * (len(product_rows) % 2)).astype(np.intp)
+    energies, groups = (n + -n % ENERGIES for n in (len(order), len(classes)))
+    table = np.zeros((len(order), ENERGY_COLUMNS), dtype=np.float32)
+    table[:, KNOWN_OD], table[:, SCALE] = design.known[order], frames.scale[order]
+    table[:, DARK], table[:, I0] = frames.dark[order], frames.i0_variance[order]
+    table[:, [BASIS + p for p in positions]] = basis[order]
+    table[:, SLOPES : SLOPES + len(design.components)] = frames.slopes[order]
+    table[:, SHIFTS:] = frames.shift_variance[order]
+    floor = np.maximum(2.0 / means["photons"], MIN_TRANSMISSION) * (1.0 - options["stray"])
+    four, even = (MAX_COMPONENTS, MAX_COMPONENTS), size + size % 2
+    offset = np.zeros(MAX_PARAMETERS)
+    offset[positions] = design.offset @ back
+    return Shared(
+        order=order,
+        ends=np.cumsum([len(group) for group in classes]),
+        energies=table,
+        columns=_packed(basis[order].T, (even, energies)),
+        classes=np.column_stack([means["known"], means["scale"], means["dark"], floor]).astype(
+            np.float32
         ),
-    }
-    bits = np.zeros(maps["thickness"].shape, dtype=np.int32)
-    for name, condition in conditions.items():
-        bits |= np.where(condition(), FLAGS[name], 0).astype(np.int32)
-    flags = xr.DataArray(bits, dims=("y", "x"), coords={"y": maps.y, "x": maps.x}, name="flags")
-    flags.attrs["units"] = "1"
-    return flags
+        products=_packed(np.array(pairs), (len(pairs) + 2, groups)),
+        class_columns=_packed(means["basis"].T, (even, groups)),
+        product_rows=product_rows,
+        pair_rows=_rows_of(SHARED, positions, pairs=True),
+        right_rows=_rows_of(RIGHT, positions),
+        pattern_rows=_rows_of(PATTERN, positions),
+        amounts=_packed((design.amounts @ back)[:, : _n_free(design)], four),
+        constant=_packed(design.constant, four[:1]),
+        rescaled=_packed(design.rescaled.T, four),
+        scale_errors=_packed(frames.scale_errors, four[:1]),
+        unused=_packed(np.zeros(len(design.components)), four[:1], 1.0),
+        offset=_packed(offset, (MAX_PARAMETERS + 1,)),
+        rows=np.array(list(_map_names(design.components).values()), dtype=np.intp),
+        size=np.float32(size),
+        frames=np.float32(frames.measured),
+        bits=np.array([FLAGS[name] for name in RAISED], dtype=np.int32),
+        **options,
+    )
+
+
+def _n_free(design: _Design) -> int:
+    """Number of parameters that are not baseline."""
+    return len(design.components) - int(design.constant.any())
+
+
+def _motion(log_gradient: NDArray[Any] | None, shape: tuple[int, ...]) -> Samples:
+    """Relative slopes of the optical density (2, pixel)."""
+    if log_gradient is None:
+        return np.zeros((2, 0), dtype=np.float32)
+    if log_gradient.shape != (2, *shape[1:]):
+        raise InputError(
+            f"it has shape {log_gradient.shape}, not {(2, *shape[1:])}", where="log_gradient"
+        )
+    return np.ascontiguousarray(log_gradient, dtype=np.float32).reshape(2, -1)

@@ -16,7 +16,7 @@ import xarray as xr
 from make_runs import write_run
 from make_stacks import make, spectra
 
-from spectromap import batch, cli, pipeline
+from spectromap import _streaming, batch, cli, pipeline
 from spectromap.config import load_run
 from spectromap.io.results import read_result
 from spectromap.schema import FLAGS, RESULT_GROUPS
@@ -113,8 +113,8 @@ def test_replay_refuses_changed_input(folder, tmp_path, capsys):
 
 
 def test_scratch_file_and_memory_give_the_same_numbers(folder, result, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(pipeline, "SLAB_BYTES", 40 * 110 * 4 * 7)
+    monkeypatch.setattr(_streaming, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(_streaming, "SLAB_BYTES", 40 * 110 * 4 * 7)
     run = load_run(folder / "run.yaml")
     batch.run(run, tmp_path)
     assert digest(read_result(tmp_path / "result.h5")) == digest(result)

@@ -145,6 +145,271 @@ def test_any_chunking_gives_the_same_bits(cuts, seed):
         assert np.array_equal(whole[name].values, joined[name].values, equal_nan=True), name
 
 
+ENERGY = np.linspace(635.0, 655.0, 60)
+LINES = {
+    "a": ((0.009, 641.0, 0.6), (0.018, 643.3, 0.8)),
+    "b": ((0.016, 642.0, 1.0), (0.004, 640.4, 0.6)),
+    "c": ((0.020, 640.0, 0.7), (0.004, 642.8, 0.8)),
+    "d": ((0.012, 644.6, 0.9), (0.004, 639.0, 0.8)),
+}
+
+
+def several(count, units="nm-1", scale=1.0, shift=0.0):
+    """Up to four made-up references, with their slopes by formula."""
+    energy = ENERGY + shift
+    step = 0.002 + 0.004 / (1 + np.exp(-(energy - 644.0) / 0.8))
+    rise = 0.005 * np.exp(-(energy - 644.0) / 0.8) / (1 + np.exp(-(energy - 644.0) / 0.8)) ** 2
+    data = {}
+    for name in list(LINES)[:count]:
+        values, slope = step.copy(), rise.copy()
+        for height, centre, width in LINES[name]:
+            line = height * np.exp(-0.5 * ((energy - centre) / width) ** 2)
+            values += line
+            slope -= line * (energy - centre) / width**2
+        data[name] = ("energy", scale * values)
+        data[f"{name}_slope"] = ("energy", scale * slope)
+    coords = {"energy": ("energy", ENERGY, {"units": "eV"})}
+    return xr.Dataset(data, coords=coords, attrs={"units": units})
+
+
+def measured(amounts, references, photons, n=48, seed=0, dark=0.0, frames=1, offset=0.0):
+    """Pixels of one composition; `frames` exposures averaged leave 1/frames of the variance."""
+    rng = np.random.default_rng(seed)
+    names = [name for name in references.data_vars if not name.endswith("_slope")]
+    od = sum(a * references[name].values for a, name in zip(amounts, names, strict=True)) + offset
+    light = np.exp(-od)[:, None, None] * np.ones((1, n, n))
+    counts = rng.poisson(light * photons + dark, (frames, *light.shape)).mean(axis=0) - dark
+    return absorbing(counts / photons, photons, dark / photons, 1.0 / frames)
+
+
+def absorbing(values, photons, dark=0.0, factor=1.0):
+    """What `absorption.transmission` would make of these values."""
+    stack = label(np.asarray(values, np.float32), ENERGY, 10.0)
+    ones = np.ones(ENERGY.size)
+    made = xr.Dataset({"transmission": stack})
+    columns = {
+        "photons": photons, "dark": dark, "variance_factor": factor, "i0_relative_errors": 0.0,
+    }  # fmt: skip
+    for name, value in columns.items():
+        made[name] = ("energy", value * ones)
+    return made
+
+
+@pytest.mark.parametrize("photons", [50, 500, 10_000])
+@pytest.mark.parametrize("total", [15.0, 90.0, 240.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.35, 1.0])
+def test_errors_cover_at_every_thickness_and_fraction(photons, total, fraction):
+    references = several(2)
+    amounts = [total * (1 - fraction), total * fraction]
+    made = measured(amounts, references, photons, seed=photons, dark=3.0, frames=2, offset=0.05)
+    maps = unmix.fit_components(made, references)
+    for name, truth in zip("ab", amounts, strict=True):
+        sigma = np.sqrt(maps[f"{name}_{name}_covariance"].values)
+        pull = (maps[f"{name}_thickness"].values - truth) / sigma
+        assert 0.62 < np.mean(np.abs(pull) < 1) < 0.74
+        assert abs(pull.mean()) < 0.12
+    pull = (maps.thickness.values - total) / maps.thickness_errors.values
+    assert 0.62 < np.mean(np.abs(pull) < 1) < 0.74
+    known = maps.thickness_errors.values < 0.15 * total  # else a ratio has no normal error
+    if known.all():
+        pull = (maps.b_fraction.values - fraction) / maps.b_fraction_errors.values
+        assert 0.62 < np.mean(np.abs(pull) < 1) < 0.74
+    assert 0.9 < float(maps.chi2.median()) < 1.1
+
+
+@pytest.mark.parametrize("baseline", ["none", "constant", "linear"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_any_number_of_references_with_any_baseline_gives_the_truth(count, baseline):
+    references, amounts = several(count), [40.0, 25.0, 30.0, 15.0][:count]
+    offset = {"none": 0.0, "constant": 0.1, "linear": 0.1 + 0.005 * (ENERGY - ENERGY.mean())}
+    made = measured(amounts, references, 2000, offset=offset[baseline])
+    maps = unmix.fit_components(made, references, baseline=baseline)
+    for name, truth in zip("abcd", amounts, strict=False):
+        sigma = np.sqrt(maps[f"{name}_{name}_covariance"].values)
+        pull = (maps[f"{name}_thickness"].values - truth) / sigma
+        assert 0.62 < np.mean(np.abs(pull) < 1) < 0.74
+        assert abs(pull.mean()) < 0.12
+    assert 0.9 < float(maps.chi2.median()) < 1.1
+    if baseline != "none":
+        assert float(maps.offset.mean()) == pytest.approx(0.1, abs=0.003)
+
+
+def working(maps, made, references, pixel, photons, constant=False):
+    """Weighted linear problem at the fitted unconstrained solution of one pixel."""
+    names = [name for name in references.data_vars if not name.endswith("_slope")]
+    design = np.column_stack([references[name].values for name in names])
+    od = design @ np.array([maps[f"{name}_thickness"].values.ravel()[pixel] for name in names])
+    if constant:
+        design = np.column_stack([design, np.ones(len(design))])
+        od = od + maps.offset.values.ravel()[pixel]
+    model = np.exp(-od)
+    data = made["transmission"].values.reshape(len(od), -1)[:, pixel]
+    return design, od + (model - data) / model, np.sqrt(model * photons)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_nonnegative_amounts_of_more_references_are_exact(count):
+    references = several(count)
+    made = measured([3.0, 1.0, 0.0, 1.0][:count], references, 1500, n=24)
+    maps = unmix.fit_components(made, references, baseline="none")
+    patterns = set()
+    for pixel in range(0, 576, 5):
+        design, od, root = working(maps, made, references, pixel, 1500)
+        expected, _ = nnls(design * root[:, None], od * root)
+        total = maps.thickness_nonnegative.values.ravel()[pixel]
+        assert total == pytest.approx(expected.sum(), rel=2e-3, abs=5e-3)
+        for k, name in enumerate("abcd"[:count]):
+            shown = maps[f"{name}_fraction_nonnegative"].values.ravel()[pixel]
+            if np.isfinite(shown):
+                assert shown == pytest.approx(expected[k] / expected.sum(), abs=3e-3)
+        patterns.add(tuple(expected > 0))
+    assert len(patterns) >= 4  # many different sets of components were zero
+
+
+def test_amounts_that_sum_to_one_are_those_of_lagrange():
+    references = several(3, units="1", scale=80.0)
+    made = measured([0.7, 0.3, 0.0], references, 1500, n=32, offset=0.04)
+    maps = unmix.fit_components(made, references, sum_to_one=True)
+    fractions = np.stack([maps[f"{name}_thickness"].values.ravel() for name in "abc"])
+    assert np.allclose(fractions.sum(axis=0), 1.0, atol=1e-5)
+    assert np.allclose(maps.thickness_errors, 0.0, atol=1e-4)
+    for pixel in range(0, 1024, 41):
+        design, od, root = working(maps, made, references, pixel, 1500, constant=True)
+        normal = (design * root[:, None] ** 2).T @ design
+        border = np.array([1.0, 1.0, 1.0, 0.0])
+        matrix = np.block([[normal, border[:, None]], [border[None], np.zeros((1, 1))]])
+        right = np.append((design * root[:, None] ** 2).T @ od, 1.0)
+        inverse = np.linalg.inv(matrix)
+        assert fractions[:, pixel] == pytest.approx((inverse @ right)[:3], abs=2e-3)
+        errors = [maps[f"{name}_fraction_errors"].values.ravel()[pixel] for name in "abc"]
+        assert errors == pytest.approx(np.sqrt(np.diag(inverse)[:3]), rel=0.02)
+    for k, truth in enumerate([0.7, 0.3, 0.0]):
+        sigma = maps[f"{'abc'[k]}_fraction_errors"].values.ravel()
+        assert 0.62 < np.mean(np.abs(fractions[k] - truth) < sigma) < 0.74
+    shown = np.stack([maps[f"{name}_fraction_nonnegative"].values for name in "abc"])
+    assert (shown >= 0).all()
+    assert np.allclose(shown.sum(axis=0), 1.0, atol=1e-5)
+    assert (shown[2] == 0).mean() > 0.3
+
+
+def test_sum_to_one_is_refused_for_references_per_nm():
+    references = several(2)
+    made = measured([30.0, 10.0], references, 500, n=8)
+    with pytest.raises(InputError, match="sum_to_one"):
+        unmix.fit_components(made, references, sum_to_one=True)
+
+
+SYSTEMATIC = ["i0", "shifts", "energy", "references", "all"]
+
+
+@pytest.mark.parametrize("sum_to_one", [False, True])
+@pytest.mark.parametrize("part", SYSTEMATIC)
+def test_systematic_errors_are_the_spread_that_perturbations_make(part, sum_to_one):
+    scale, amounts = (80.0, [0.6, 0.3, 0.1]) if sum_to_one else (1.0, [50.0, 25.0, 10.0])
+    references = several(3, units="1", scale=scale)
+    rng = np.random.default_rng(7)
+    draws, photons, gradient = 900, 1e5, np.array([0.004, -0.002])
+    i0, shift_errors = 0.004 * (1 + 0.5 * np.sin(ENERGY)), rng.uniform(0.5, 2.0, (60, 2))
+    relative, energy_error = {"a": 0.03, "b": 0.02, "c": 0.0}, 0.02
+    wanted = SYSTEMATIC[:4] if part == "all" else [part]
+    spectra = np.stack([references[name].values for name in "abc"])
+    slopes = np.stack([references[f"{name}_slope"].values for name in "abc"])
+    od = np.repeat((np.array(amounts) @ spectra)[:, None], draws, axis=1)
+    clean = od.copy()
+    if "i0" in wanted:
+        od += i0[:, None] * rng.normal(size=od.shape)
+    if "shifts" in wanted:
+        od += clean * np.einsum(
+            "ka,kad->kd", shift_errors * gradient, rng.normal(size=(60, 2, draws))
+        )
+    if "energy" in wanted:
+        od += energy_error * np.outer(np.array(amounts) @ slopes, rng.normal(size=draws))
+    if "references" in wanted:
+        for k, name in enumerate("abc"):
+            od += relative[name] * amounts[k] * np.outer(spectra[k], rng.normal(size=draws))
+    made = absorbing(np.exp(-od).reshape(60, 30, 30), photons)
+    if "i0" in wanted:
+        made["i0_relative_errors"][:] = i0
+    if "references" in wanted:
+        for name in "abc":
+            references[name].attrs["relative_error"] = relative[name]
+    moving = (
+        (shift_errors, np.broadcast_to(gradient[:, None, None], (2, 30, 30)))
+        if "shifts" in wanted
+        else (None, None)
+    )
+    energy = energy_error if "energy" in wanted else 0.0
+    maps = unmix.fit_components(made, references, energy, 0.0, *moving, sum_to_one=sum_to_one)
+    for name in "abc":
+        spread = float(maps[f"{name}_fraction"].std())
+        stated = float(maps[f"{name}_fraction_systematic"].median())
+        assert stated == pytest.approx(spread, rel=0.12, abs=1e-5)
+    spread = float(maps.thickness.std())
+    assert float(maps.thickness_systematic.median()) == pytest.approx(spread, rel=0.12, abs=1e-4)
+
+
+def test_references_that_are_nearly_the_same_give_large_errors_not_nonsense():
+    references = several(4)
+    for name in ("c", "d"):  # b, c and d differ by a part in a thousand
+        tiny = 1e-3 * references[name] * (1 if name == "c" else -1)
+        references[name] = (references["b"] + tiny).assign_attrs(references["b"].attrs)
+    made = measured([40.0, 20.0, 10.0, 10.0], references, 2000, n=24)
+    maps = unmix.fit_components(made, references)
+    sigma = np.sqrt(maps.c_c_covariance.values)
+    known = np.isfinite(maps.c_thickness.values)
+    assert (sigma[known] > 300).all()
+    pull = ((maps.c_thickness.values - 10.0) / sigma)[known]
+    assert known.mean() == 0.0 or 0.6 < np.mean(np.abs(pull) < 1) < 0.76
+    references["c"] = references["b"]
+    with pytest.raises(InputError, match="cannot be told apart"):
+        unmix.fit_components(made, references)
+
+
+def test_more_than_four_references_are_refused():
+    references = several(4)
+    made = measured([40.0, 20.0, 10.0, 10.0], references, 200, n=8)
+    references["e"], references["e_slope"] = references["a"], references["a_slope"]
+    with pytest.raises(InputError, match="up to 4"):
+        unmix.fit_components(made, references)
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.integers(0, 1000), st.integers(1, 700), st.floats(4.0, 2000.0))
+def test_a_pixel_does_not_depend_on_its_neighbours(seed, pixels, photons):
+    rng = np.random.default_rng(seed)
+    references = several(3)
+    amounts = rng.uniform(-5, 150, (3, 1, pixels))
+    spectra = np.stack([references[name].values for name in "abc"])
+    light = np.exp(-np.einsum("ke,kyx->eyx", spectra, amounts))
+    values = (rng.poisson(light * photons + 2) - 2) / photons
+    values[rng.random(values.shape) < 0.01] = np.nan
+    gradient = rng.normal(0, 0.01, (2, 1, pixels))
+
+    def fitted(order):
+        made = absorbing(values[:, :, order], photons, 2 / photons)
+        made["i0_relative_errors"][:] = 0.003
+        return unmix.fit_components(
+            made, references, 0.05, 0.01, np.full((60, 2), 0.3), gradient[:, :, order], max_od=3.0
+        )
+
+    order = rng.permutation(pixels)
+    whole, mixed = fitted(np.arange(pixels)), fitted(order)
+    for name in whole.data_vars:
+        there = whole[name].values[:, order]
+        assert np.array_equal(there, mixed[name].values, equal_nan=True), name
+
+
+def test_the_residual_is_the_weighted_root_mean_square():
+    references = several(2)
+    made = measured([60.0, 30.0], references, 3000, n=8)
+    maps = unmix.fit_components(made, references)
+    design, od, root = working(maps, made, references, 11, 3000, constant=True)
+    amounts = [maps[f"{name}_thickness"].values.ravel()[11] for name in "ab"]
+    misfit = od - design @ np.array([*amounts, maps.offset.values.ravel()[11]])
+    expected = np.sqrt(np.sum((root * misfit) ** 2) / np.sum(root**2))
+    assert maps.residual.values.ravel()[11] == pytest.approx(expected, rel=0.01)
+
+
 def test_nonnegative_amounts_are_the_least_squares_ones_of_lawson_and_hanson():
     made, references = flat(4.0, 3.0, 1500, n=24)
     maps = unmix.fit_components(made, references, baseline="none")

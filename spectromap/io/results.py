@@ -59,8 +59,10 @@ AUXILIARY = {
 #: Groups whose two-dimensional signal is a list of curves and not a picture.
 CURVES = ("profiles",)
 
-# Small arrays are not worth the time and the chunk index; large maps are half empty.
+# Small arrays are not worth the time and the chunk index. The noise in large maps of floats does
+# not compress, and trying costs more than the fit.
 COMPRESS_FROM_BYTES = 2**16
+COMPRESS_FLOATS_TO_BYTES = 2**22
 COMPRESSION = {"zlib": True, "shuffle": True, "complevel": 1}
 # What HDF5 needs beside the values: headers, attributes, chunk indices, names.
 OVERHEAD_BYTES = 2**20
@@ -360,10 +362,17 @@ def _encodings(tree: xr.DataTree) -> dict[str, dict[str, dict[str, Any]]]:
         node.path: {
             str(name): dict(COMPRESSION)
             for name, variable in node.variables.items()
-            if variable.nbytes >= COMPRESS_FROM_BYTES and variable.dtype.kind != "U"
+            if _worth_compressing(variable)
         }
         for node in tree.subtree
     }
+
+
+def _worth_compressing(variable: xr.Variable) -> bool:
+    """Whether compression saves enough for the time it takes."""
+    if variable.dtype.kind == "f" and variable.nbytes > COMPRESS_FLOATS_TO_BYTES:
+        return False
+    return variable.dtype.kind != "U" and variable.nbytes >= COMPRESS_FROM_BYTES
 
 
 def _check_space(path: Path, n_bytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -163,25 +164,41 @@ def _edge(name: str) -> EdgeModel:
 
 
 @lru_cache(maxsize=32)
-def _power_law(formula: str, density: float, window: tuple[float, float]) -> tuple[float, float]:
-    """Exponent and log factor of tabulated absorption (nm-1) in a window free of edges."""
+def _power_law(element: str, window: tuple[float, float]) -> tuple[float, float]:
+    """Exponent and log factor of an element's tabulated cm2/g in a window free of its edges."""
     import xraydb
 
     energy = np.linspace(*window, 26)
-    per_nm = xraydb.material_mu(formula, energy, density=density) * 1e-7
-    exponent, factor = np.polyfit(np.log(energy), np.log(per_nm), 1)
+    exponent, factor = np.polyfit(np.log(energy), np.log(xraydb.mu_elam(element, energy)), 1)
     return float(exponent), float(factor)
+
+
+def _mass_densities(formula: str, density: float) -> dict[str, float]:
+    """Each element's share of the density, in g/cm3 times 1e-7, which makes cm2/g into nm-1."""
+    import xraydb
+
+    masses = {s: n * xraydb.atomic_mass(s) for s, n in xraydb.chemparse(formula).items()}
+    return {s: 1e-7 * density * mass / sum(masses.values()) for s, mass in masses.items()}
 
 
 def absorption(
     edge: str, component: str, formula: str, density: float, energy: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Pre-edge background, continuum step and white lines of a component, each in nm-1."""
+    """Pre-edge background, continuum step and white lines of a component, each in nm-1.
+
+    The step is that of the edge's element alone, so it is the same per atom in every compound:
+    what else absorbs is smooth, and the tables round off only the element's own edge.
+    """
+    import xraydb
+
     model = _edge(edge)
-    before, after = (
-        np.exp(np.polyval(_power_law(formula, density, window), np.log(energy)))
-        for window in (model.pre, model.post)
-    )
+    shares = _mass_densities(formula, density)
+    own = shares.pop(model.element)
+    others = sum((w * xraydb.mu_elam(s, energy) for s, w in shares.items()), np.zeros(energy.size))
+
+    def element(window: tuple[float, float], at: Any) -> Any:
+        return own * np.exp(np.polyval(_power_law(model.element, window), np.log(at)))
+
     step = sum(
         height * 0.5 * (1 + erf((energy - centre) / width)) for centre, height, width in model.steps
     )
@@ -189,11 +206,10 @@ def absorption(
         height * voigt_profile(energy - centre, sigma, hwhm) / voigt_profile(0.0, sigma, hwhm)
         for centre, height, hwhm, sigma in model.lines[component]
     )
-    first = np.log(model.steps[0][0])
-    jump = np.exp(np.polyval(_power_law(formula, density, model.post), first)) - np.exp(
-        np.polyval(_power_law(formula, density, model.pre), first)
-    )
-    return before, (after - before) * step, jump * lines
+    before, after = (element(window, energy) for window in (model.pre, model.post))
+    first = model.steps[0][0]
+    jump = float(element(model.post, first) - element(model.pre, first))
+    return others + before, (after - before) * step, jump * lines
 
 
 def reference_spectra(

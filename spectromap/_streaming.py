@@ -1,0 +1,202 @@
+"""Stacks larger than memory: frames are read once, then slabs of rows, and maps grow by slabs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from spectromap import align, detector
+from spectromap._numerics import rows_needed, sample_points, sample_shifted
+from spectromap.io._scratch import ScratchArray, check_space, lazily
+from spectromap.schema import pixel_size
+
+#: Stacks, or all their maps, up to this size are held in memory, larger ones in scratch files.
+IN_MEMORY_BYTES = 256 * 2**20
+#: Rows of one slab are chosen so that a slab of all energies has about this size.
+SLAB_BYTES = 48 * 2**20
+#: Guess of how many maps a fit makes, to decide where they are kept.
+EXPECTED_MAPS = 26
+
+Folder = str | Path | None
+
+
+def progress_bar(items: list[Any], text: str, show: bool) -> Any:
+    """The items, with a progress bar if one is wanted."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=text, disable=None if show else True, leave=False, delay=2.0)
+
+
+@dataclass
+class Frames:
+    """A stack that was read once and rid of defects, in memory or on the disk."""
+
+    stack: xr.DataArray
+    defects: xr.Dataset
+    on_disk: bool
+
+    @classmethod
+    def read(
+        cls, stack: xr.DataArray, dark_counts: float, folder: Folder, progress: bool
+    ) -> Frames:
+        """Read every frame once, inspecting it on the way."""
+        size = 4 * math.prod(stack.shape)
+        scratch: ScratchArray | None = None
+        if size > IN_MEMORY_BYTES and folder is not None:
+            check_space(folder, size)
+            scratch = ScratchArray(folder, stack.shape, np.float32)
+        memory = np.empty(stack.shape if scratch is None else (0, 0, 0), dtype=np.float32)
+        inspection = detector.Inspection(
+            stack.energy.values,
+            (stack.sizes["y"], stack.sizes["x"]),
+            stack.attrs["quantity"],
+            dark_counts=dark_counts,
+            name=str(stack.attrs.get("source_file", "stack")),
+        )
+        for start, stop in progress_bar(list(_energy_chunks(stack)), "reading frames", progress):
+            block = np.asarray(stack[start:stop].values)
+            for index in range(start, stop):
+                clean = inspection.add(index, block[index - start])
+                if scratch is None:
+                    memory[index] = clean
+                else:
+                    scratch.write((index,), clean)
+        defects = inspection.finish()
+        data: Any = memory
+        if scratch is None:
+            detector.blank(memory, defects)
+        else:
+            scratch.filter = lambda values, box: detector.blank(values, defects, box[1], box[0])
+            data = lazily(scratch, ("energy", "y", "x"))
+        clean_stack = xr.DataArray(
+            data, dims=stack.dims, coords=stack.coords, attrs=dict(stack.attrs), name="intensity"
+        )
+        return cls(clean_stack, defects, scratch is not None)
+
+    def frame(self, index: int) -> NDArray[np.float32]:
+        """One frame."""
+        return np.asarray(self.stack[index].values)
+
+    def leave_out(self, rows: NDArray[np.bool_]) -> None:
+        """Give up rows (energy, y) of single frames."""
+        if rows.any():
+            self.defects["bad_rows"].values |= rows
+            if not self.on_disk:
+                self.stack.values[rows] = np.nan
+
+    def points(
+        self, index: int, pixels: NDArray[np.intp], shifts: xr.Dataset
+    ) -> NDArray[np.float32]:
+        """Values of one frame at pixels (flat indices) of the common frame."""
+        y, x = np.unravel_index(pixels, self.stack.shape[1:])
+        shift_y, shift_x = _shift_px(self.stack, shifts, index)
+        return np.asarray(sample_points(self.frame(index), y, x, shift_y, shift_x))
+
+    def slabs(self) -> list[range]:
+        """Rows of the common frame, a slab at a time."""
+        energies, ny, nx = self.stack.shape
+        rows = max(1, int(SLAB_BYTES // (4 * energies * nx)))
+        return [range(start, min(ny, start + rows)) for start in range(0, ny, rows)]
+
+    def aligned(self, shifts: xr.Dataset, rows: range) -> xr.DataArray:
+        """Rows of all aligned frames; flagged frames are NaN."""
+        energies, ny, nx = self.stack.shape
+        result = np.empty((energies, len(rows), nx), dtype=np.float32)
+        flagged = shifts["flagged"].values
+        for index in range(energies):
+            if flagged[index]:
+                result[index] = np.nan
+                continue
+            shift_y, shift_x = _shift_px(self.stack, shifts, index)
+            needed = rows_needed(rows, shift_y, ny)
+            piece = np.asarray(self.stack[index, needed.start : needed.stop].values)
+            local = range(rows.start - needed.start, rows.stop - needed.start)
+            result[index] = sample_shifted(piece, shift_y, shift_x, local)
+        part = self.stack.isel(y=slice(rows.start, rows.stop))
+        return xr.DataArray(result, dims=part.dims, coords=part.coords, attrs=part.attrs)
+
+
+def binned(stack: xr.DataArray, binning: int, progress: bool) -> xr.DataArray:
+    """A stack of larger pixels, in memory: sums of `binning` x `binning` of the stack's."""
+    if binning == 1:
+        return stack
+    ny, nx = (n // binning for n in stack.shape[1:])
+    small = np.empty((stack.sizes["energy"], ny, nx), dtype=np.float32)
+    for index in progress_bar(list(range(len(small))), "binning frames", progress):
+        small[index] = align.bin_frame(np.asarray(stack[index].values), binning)
+    coords: dict[str, Any] = {"energy": stack.energy}
+    for dim, size in (("y", ny), ("x", nx)):
+        centres = stack[dim].values[: size * binning].reshape(size, binning).mean(axis=1)
+        coords[dim] = (dim, centres, stack[dim].attrs)
+    return xr.DataArray(small, dims=stack.dims, coords=coords, attrs=stack.attrs)
+
+
+def _shift_px(stack: xr.DataArray, shifts: xr.Dataset, index: int) -> tuple[float, float]:
+    """Shift of a frame in pixels."""
+    dy, dx = pixel_size(stack)
+    return float(shifts["shift_y"].values[index]) / dy, float(shifts["shift_x"].values[index]) / dx
+
+
+def _energy_chunks(stack: xr.DataArray) -> Iterator[tuple[int, int]]:
+    """First and last frame of each chunk of the file, so that none is decoded twice."""
+    sizes = stack.chunks[0] if stack.chunks else (1,) * stack.sizes["energy"]
+    start = 0
+    for size in sizes:
+        yield start, start + int(size)
+        start += int(size)
+
+
+@dataclass
+class MapStore:
+    """Maps of a whole field that come slab by slab."""
+
+    stack: xr.DataArray
+    folder: Folder
+    _kept: dict[str, Any] = field(default_factory=dict)
+    _attrs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _common: dict[str, Any] = field(default_factory=dict)
+
+    def put(self, rows: range, maps: xr.Dataset) -> None:
+        """Keep the rows of all maps."""
+        if not self._kept:
+            self._make(maps)
+        for name, kept in self._kept.items():
+            if isinstance(kept, ScratchArray):
+                kept.write((slice(rows.start, rows.stop),), maps[name].values)
+            else:
+                kept[rows.start : rows.stop] = maps[name].values
+
+    def _make(self, maps: xr.Dataset) -> None:
+        shape = self.stack.shape[1:]
+        size = 4 * EXPECTED_MAPS * math.prod(shape)
+        on_disk = size > IN_MEMORY_BYTES and self.folder is not None
+        if on_disk and self.folder is not None:
+            check_space(self.folder, size)
+        self._common = dict(maps.attrs)
+        for name, array in maps.data_vars.items():
+            self._attrs[str(name)] = dict(array.attrs)
+            self._kept[str(name)] = (
+                ScratchArray(self.folder, shape, array.dtype)
+                if on_disk and self.folder is not None
+                else np.empty(shape, dtype=array.dtype)
+            )
+
+    def dataset(self) -> xr.Dataset:
+        """The whole maps; those on the disk are read anew each time they are used."""
+        result = xr.Dataset(coords={"y": self.stack.y, "x": self.stack.x}, attrs=self._common)
+        for name, kept in self._kept.items():
+            variable = (
+                lazily(kept, ("y", "x"))
+                if isinstance(kept, ScratchArray)
+                else xr.Variable(("y", "x"), kept)
+            )
+            result[name] = variable
+            result[name].attrs = self._attrs[name]
+        return result
