@@ -12,14 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spectromap._compiled import F32, I32, _bits_as_float, _float_as_bits, compiled, inlined, log32
+from spectromap._compiled import (
+    F32,
+    I32,
+    _bits_as_float,
+    _float_as_bits,
+    compiled,
+    inlined,
+    log32,
+)
 
 Samples = NDArray[np.float32]
 
-#: Pixels that are worked on side by side.
-LANES = 128
+#: Pixels that are worked on side by side: not a power of two, or rows would share cache lines.
+LANES = 144
 #: Pixels that are fetched from the stack at once, so that reading runs along its rows.
-TILE = 512
+TILE = 5 * LANES
 #: Energies that are added to the sums at once.
 ENERGIES = 4
 MAX_COMPONENTS, MAX_BASELINE = 4, 2
@@ -111,6 +119,10 @@ class Scratch(NamedTuple):
     parameters: Samples  # six parameters, then four amounts
     motion: Samples  # squared relative slopes of the optical density along y and x, in nm-2
     block: Samples  # of four energies or classes, what is summed over energy
+    raw_products: Samples  # sums without gaps, an even number each
+    raw_shared: Samples
+    raw_right: Samples
+    raw_pattern: Samples
     sums: Samples
     small: Samples
     step: Samples
@@ -126,6 +138,10 @@ def make_scratch(energies: int, classes: int) -> Scratch:
     """Working memory for any number of components."""
     rows = {
         "parameters": MAX_PARAMETERS + MAX_COMPONENTS, "motion": 2, "block": BLOCK_ROWS,
+        "raw_products": 28,
+        "raw_shared": 22,
+        "raw_right": MAX_PARAMETERS,
+        "raw_pattern": MAX_PARAMETERS,
         "sums": SUM_ROWS, "small": SMALL_ROWS, "step": MAX_PARAMETERS, "totals": TOTAL_ROWS,
         "result": RESULT_ROWS,
     }  # fmt: skip
@@ -178,23 +194,22 @@ def _row(rows: Any, index: Any) -> Any:
 
 
 @compiled
-def _accumulate(samples: Any, first: int, factors: Any, k: int, rows: Any, sums: Any) -> None:
-    """Add four energies to sums over energy: ``sums[rows] += factors @ samples``.
+def _accumulate(w: Any, factors: Any, k: int, count: int, raw: Any) -> None:
+    """Add four energies to sums over energy: ``raw += factors @ w``, two sums at once.
 
     Two sums share what is read of the samples: this is as fast as a matrix product.
     """
-    w = samples[first * LANES : (first + ENERGIES) * LANES]
-    for p in range(0, len(rows), 2):
-        one, two = _row(sums, rows[p]), _row(sums, rows[p + 1])
+    for p in range(0, count, 2):
+        total = raw[p * LANES : (p + 2) * LANES]
         a0, a1, a2, a3 = factors[p, k], factors[p, k + 1], factors[p, k + 2], factors[p, k + 3]
         q = p + 1
         b0, b1, b2, b3 = factors[q, k], factors[q, k + 1], factors[q, k + 2], factors[q, k + 3]
         for lane in range(LANES):
             w0, w1 = w[lane], w[lane + LANES]
             w2, w3 = w[lane + 2 * LANES], w[lane + 3 * LANES]
-            x, y = one[lane], two[lane]
-            one[lane] = x + a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
-            two[lane] = y + b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
+            x, y = total[lane], total[lane + LANES]
+            total[lane] = x + a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
+            total[lane + LANES] = y + b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
 
 
 @compiled
@@ -256,31 +271,38 @@ def _copy(source: Any, target: Any) -> None:
 
 
 @compiled
-def _clear(rows: Any, sums: Any) -> None:
-    for row in rows:
-        values = _row(sums, row)
-        for lane in range(LANES):
-            values[lane] = ZERO
+def _spread(raw: Any, rows: Any, sums: Any) -> None:
+    """Copy sums to the rows that belong to them."""
+    for p in range(len(rows)):
+        _copy(raw[p * LANES :], _row(sums, rows[p]))
 
 
 @compiled
-def _start(first: int, shared: Any, block: Any, means: Any, sums: Any) -> None:
+def _start(first: int, shared: Any, scratch: Any) -> None:
     """Sums over energy for a fit to the logarithm of the data, weighted by the data."""
-    _clear(shared.pair_rows - SHARED, sums)
-    _clear(shared.right_rows, sums)
+    block, means, raw_pairs, raw_right = (
+        scratch.block,
+        scratch.means,
+        scratch.raw_products,
+        scratch.raw_right,
+    )
+    raw_pairs[:] = ZERO
+    raw_right[:] = ZERO
     classes, stray, table = len(shared.ends), shared.stray, shared.classes
-    pair_rows, right_rows = shared.pair_rows - SHARED, shared.right_rows
+    pairs, size = len(shared.pair_rows), len(shared.right_rows)
     products, columns = shared.products, shared.class_columns
     for c in range(classes):
         j, values = c % ENERGIES, means[c][first : first + LANES]
         scores, weights = _row(block, SCORES + j), _row(block, WEIGHTS + j)
         _start_class(values, table[c], stray, scores, weights)
         if j == ENERGIES - 1 or c == classes - 1:
-            _accumulate(block, WEIGHTS, products, c - j, pair_rows, sums)
-            _accumulate(block, SCORES, columns, c - j, right_rows, sums)
+            _accumulate(block[WEIGHTS * LANES :], products, c - j, pairs, raw_pairs)
+            _accumulate(block[SCORES * LANES :], columns, c - j, size, raw_right)
+    _spread(raw_pairs, shared.product_rows[:pairs], scratch.sums)
+    _spread(raw_right, shared.right_rows, scratch.sums)
 
 
-@compiled
+@inlined
 def _weigh(
     values: Any,
     e: Any,
@@ -345,40 +367,42 @@ def _add_motion(
 
 
 @compiled
-def _add_classes(k: int, shared: Any, block: Any, sums: Any) -> None:
-    """Add four energy classes to the sums."""
-    _accumulate(block, WEIGHTS, shared.products, k, shared.product_rows, sums)
-    _accumulate(block, VARIANCE, shared.products, k, shared.pair_rows, sums)
-    _accumulate(block, CHANGE, shared.class_columns, k, shared.pattern_rows, sums)
-
-
-@compiled
 def _score(tile: Any, first: int, shared: Any, scratch: Any) -> None:
     """Sums over energy of one step of Fisher scoring, with those for the shared errors."""
-    block, sums, theta, totals = scratch.block, scratch.sums, scratch.parameters, scratch.totals
-    _clear(shared.product_rows, sums)
-    _clear(shared.pair_rows, sums)
-    _clear(shared.right_rows, sums)
-    _clear(shared.pattern_rows, sums)
+    block, theta, totals, motion = (
+        scratch.block,
+        scratch.parameters,
+        scratch.totals,
+        scratch.motion,
+    )
+    raw, raw_shared = scratch.raw_products, scratch.raw_shared
+    raw_right, raw_pattern = scratch.raw_right, scratch.raw_pattern
+    raw[:], raw_shared[:], raw_right[:], raw_pattern[:] = ZERO, ZERO, ZERO, ZERO
     totals[: 3 * LANES] = ZERO
-    stray, ceiling, table, motion = shared.stray, shared.ceiling, shared.energies, scratch.motion
-    columns, right_rows = shared.columns, shared.right_rows
-    energies, classes, k = len(table), len(shared.ends), 0
+    stray, ceiling, table, moving = shared.stray, shared.ceiling, shared.energies, shared.moving
+    columns, products, class_columns = shared.columns, shared.products, shared.class_columns
+    n_sums, pairs, size = len(shared.product_rows), len(shared.pair_rows), len(shared.right_rows)
+    ends, energies, classes, k = shared.ends, len(table), len(shared.ends), 0
     for c in range(classes):
         keep, row = ZERO, c % ENERGIES
-        own = block[(WEIGHTS + row) * LANES :]
-        while k < shared.ends[c]:
+        own = block[(WEIGHTS + row) * LANES : (WEIGHTS + row + 9) * LANES]
+        while k < ends[c]:
             values, j = tile[k][first : first + LANES], k % ENERGIES
-            scores = _row(block, SCORES + j)
-            _weigh(values, table[k], stray, ceiling, keep, theta, scores, own, totals)
-            if shared.moving:
+            _weigh(values, table[k], stray, ceiling, keep, theta, _row(block, j), own, totals)
+            if moving:
                 _add_motion(values, table[k], stray, ceiling, theta, motion, own)
             keep = ONE
             k += 1
             if j == ENERGIES - 1 or k == energies:
-                _accumulate(block, SCORES, columns, k - 1 - j, right_rows, sums)
+                _accumulate(block[: WEIGHTS * LANES], columns, k - 1 - j, size, raw_right)
         if row == ENERGIES - 1 or c == classes - 1:
-            _add_classes(c - row, shared, block, sums)
+            _accumulate(block[WEIGHTS * LANES :], products, c - row, n_sums, raw)
+            _accumulate(block[VARIANCE * LANES :], products, c - row, pairs, raw_shared)
+            _accumulate(block[CHANGE * LANES :], class_columns, c - row, size, raw_pattern)
+    _spread(raw, shared.product_rows, scratch.sums)
+    _spread(raw_shared, shared.pair_rows, scratch.sums)
+    _spread(raw_right, shared.right_rows, scratch.sums)
+    _spread(raw_pattern, shared.pattern_rows, scratch.sums)
 
 
 @inlined
@@ -929,7 +953,7 @@ def _fit_group(
     settled: Any,
     bits: Any,
 ) -> None:
-    """One step of Fisher scoring from the parameters in `step`, and the maps that follow."""  # fmt: skip
+    """One step of Fisher scoring from the parameters in `step`, and the maps of the result."""
     _set_parameters(scratch.step, shared.amounts, shared.constant, scratch.parameters)
     _score(tile, first, shared, scratch)
     _solve(scratch.sums, scratch.small, scratch.step, scratch.totals)
@@ -971,7 +995,7 @@ def _first_round(
     bits: Any,
 ) -> None:
     """Fit one group from the data up to its first step, and write its maps."""  # fmt: skip
-    _start(first, shared, scratch.block, scratch.means, scratch.sums)
+    _start(first, shared, scratch)
     _solve(scratch.sums, scratch.small, scratch.step, scratch.totals)
     place = start + first
     for axis in range(2 if motion.shape[1] > 0 else 0):

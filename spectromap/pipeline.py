@@ -22,6 +22,7 @@ from spectromap import (
     segment,
     unmix,
 )
+from spectromap._overview import Overview
 from spectromap._streaming import Frames, MapStore, binned, progress_bar
 from spectromap.radial import fit as radial_fit
 from spectromap.schema import (
@@ -43,8 +44,6 @@ Options = Mapping[str, Mapping[str, Any]]
 Mask = NDArray[np.bool_]
 
 DEFAULT_RESOLUTION_PX = 2.0
-#: The open area is looked for, and pixels are chosen, on frames binned to so many pixels a side.
-OVERVIEW_PX = 512
 #: Mean OD of the pixels whose spectra are averaged, at least, and OD at the highest peak, at most.
 MEAN_SPECTRUM_OD = (0.1, 1.0)
 #: Highest peak of a spectrum over its mean, where no references tell it.
@@ -274,10 +273,6 @@ class _Run(_Setting):
         self.frames, self.scratch, self.progress = frames, scratch, progress
         self.dark = plan.instrument.dark_counts if self.quantity == "counts" else 0.0
         self.resolution = self._resolution()
-        self.binning = align.binning_for(self.stack.shape[1:])
-        self.small = binned(self.stack, self.binning, progress)
-        again = -(-max(self.small.shape[1:]) // OVERVIEW_PX)
-        self.coarse, self.coarse_binning = binned(self.small, again, False), again * self.binning
 
     @property
     def quantity(self) -> str:
@@ -296,22 +291,26 @@ class _Run(_Setting):
         return assumed
 
     def register(self) -> xr.Dataset:
-        """Shift of every frame."""
-        plan, options = self.plan, self.plan.of("align")
+        """Shift of every frame, and with it an overview of the field."""
+        plan, dark = self.plan, self.dark
+        binning = align.binning_for(self.stack.shape[1:])
+        small = binned(self.stack, binning, self.progress)
         if plan.shifts is not None:
             shifts = align.given_shifts(self.stack, plan.shifts)
         else:
             LOG.info("registering frames")
             shifts = align.register(
-                self.small,
-                self.reference_set() if plan.spectra else None,
-                self.dark * self.binning**2,
+                small,
+                None,
+                dark * binning**2,
                 self._align_mask(),
                 plan.align_reference,
-                **options,
+                **plan.of("align"),
             )
         if plan.shift_corrections:
             shifts = align.correct_shifts(shifts, plan.shift_corrections)
+        shape = (self.stack.sizes["y"], self.stack.sizes["x"])
+        self.overview = Overview.of(small, binning, shape, shifts, dark)
         return shifts
 
     def _align_mask(self) -> xr.DataArray | None:
@@ -324,21 +323,21 @@ class _Run(_Setting):
     def open_area(self, shifts: xr.Dataset) -> xr.Dataset:
         """I0 of every frame, with the gain it implies in ``attrs['gain']``."""
         plan = self.plan
-        area, unknown = self._area(shifts)
+        area, doubt = self._area()
         if plan.i0_spectrum is not None:
             bright = self.frames.defects["brightness"].values
             i0 = absorption.i0_from_spectrum(plan.i0_spectrum, self.stack, bright, self.dark)
             if area.any():
                 i0["noise"] = absorption.i0_from_area(self.stack, area, shifts, self.dark)["noise"]
         else:
-            i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark, unknown)
+            i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark, doubt)
             self.frames.leave_out(i0["step_rows"].values)
             if self.quantity == "optical_density":
                 i0["i0"][:], i0["i0_errors"][:] = 1.0, 0.0  # I0 was divided out already
-            elif not unknown:
+            elif not doubt:
                 self._check_open_area(i0)
         i0.attrs["gain"] = absorption.effective_gain(i0, self.quantity)
-        self.mean_od = self._mean_od(shifts, area)
+        self.overview.set_open_area(area)
         return i0
 
     def _check_open_area(self, i0: xr.Dataset) -> None:
@@ -352,78 +351,31 @@ class _Run(_Setting):
                 " field may have no open area; give i0 as a spectrum or a mask", od
             )  # fmt: skip
 
-    def _area(self, shifts: xr.Dataset) -> tuple[Mask, float]:
+    def _area(self) -> tuple[Mask, float]:
         """The open area in the common frame, given or found, and how far I0 is in doubt."""
-        given, shape = self.given_area(), self.stack.shape[1:]
+        given = self.given_area()
         if given is not None:
             return given, 0.0
         if self.quantity == "optical_density":
-            return np.ones(shape, dtype=bool), 0.0
-        image = self._mean_image(shifts)
-        margin = self.resolution / max(pixel_size(self.coarse))
-        aligned = align.apply_shifts(self.coarse, shifts)
-        dark = np.float32(self.dark * self.coarse_binning**2)
-        frames = absorption.intensity(aligned.values, self.quantity) - dark
-        area, unknown = absorption.find_open_area(image, margin, frames), 0.0
-        if not area.any() and self.plan.i0_spectrum is None:
-            area, unknown = absorption.brightest_area(image)
-            if not area.any():
-                raise InputError(
-                    "no pixel is measured in most of the frames",
-                    where="i0",
-                    remedy="Check the shifts: the frames hardly overlap.",
-                )
-        return self._enlarged(area, False), unknown
-
-    def _enlarged(self, image: NDArray[Any], outside: Any) -> NDArray[Any]:
-        """An image of the coarse stack on the pixels of the stack; `outside` fills the rest."""
-        if self.coarse_binning == 1:
-            return image
-        large = np.repeat(
-            np.repeat(image, self.coarse_binning, axis=0), self.coarse_binning, axis=1
-        )
-        result = np.full(self.stack.shape[1:], outside, dtype=image.dtype)
-        result[: large.shape[0], : large.shape[1]] = large
-        return result
-
-    def _mean_image(self, shifts: xr.Dataset) -> NDArray[np.float64]:
-        """Mean over a dozen binned frames, each divided by its brightness and put into place."""
-        kept = np.flatnonzero(~shifts["flagged"].values)
-        chosen = kept[np.unique(np.linspace(0, kept.size - 1, min(12, kept.size)).astype(int))]
-        sums = np.zeros(self.coarse.shape[1:])
-        seen = np.zeros(self.coarse.shape[1:])
-        dark = self.dark * self.coarse_binning**2
-        for index in chosen:
-            aligned = align.apply_shifts(
-                self.coarse[[int(index)]], shifts.isel(energy=[int(index)])
-            )
-            values = absorption.intensity(aligned.values[0], self.quantity) - dark
-            finite = np.isfinite(values)
-            if finite.any():
-                values = values / np.percentile(values[finite], 95)
-                sums += np.where(finite, values, 0.0)
-                seen += finite
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(seen > 0.5 * len(chosen), sums / seen, np.nan)
-
-    def _mean_od(self, shifts: xr.Dataset, area: Mask) -> NDArray[np.float32]:
-        """Optical density of the mean transmission, roughly, on the pixels of the stack."""
-        image = self._mean_image(shifts)
-        open_area = area[:: self.coarse_binning, :: self.coarse_binning][
-            : image.shape[0], : image.shape[1]
-        ]
-        level = np.nanmedian(image[open_area]) if open_area.any() else np.nanpercentile(image, 99)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            od = np.where(image > 0, -np.log(image / level), np.nan)
-        return self._enlarged(od.astype(np.float32), np.nan)
+            return np.ones(self.stack.shape[1:], dtype=bool), 0.0
+        return self.overview.find_open_area(self.resolution)
 
     def without_references(self, shifts: xr.Dataset, i0: xr.Dataset) -> Groups:
         """What can be said without references: shifts, I0, mean spectrum, mean OD."""
         LOG.warning("no references are given: no composition, no thickness, no particles")
         spectra = self._mean_spectrum(shifts, i0, USUAL_PEAK)
-        maps = xr.Dataset(coords={"y": self.stack.y, "x": self.stack.x})
+        store = MapStore(self.stack, self.scratch)
         text = "optical density of the mean transmission"
-        maps["mean_od"] = (("y", "x"), self.mean_od, {"units": "1", "long_name": text})
+        for rows in progress_bar(self.frames.slabs(), "averaging", self.progress):
+            made = absorption.transmission(
+                self.frames.aligned(shifts, rows), i0, shifts, self.dark, i0.attrs["gain"]
+            )
+            mean = made["transmission"].mean("energy").values
+            with np.errstate(divide="ignore", invalid="ignore"):
+                od = np.where(mean > 0, -np.log(mean), np.nan).astype(np.float32)
+            maps = xr.Dataset({"mean_od": (("y", "x"), od, {"units": "1", "long_name": text})})
+            store.put(rows, maps)
+        maps = store.dataset()
         return {"shifts": shifts, "spectra": spectra, "maps": maps}
 
     def calibrate(self, shifts: xr.Dataset, i0: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
@@ -448,7 +400,7 @@ class _Run(_Setting):
             ("broadening_errors", found.broadening_error, "eV", ""),
             ("width_difference", found.width_difference_eV, "eV",
              "FWHM of the sample's lines beyond the references', in quadrature"),
-            ("reference_misfit", found.misfit, "1", "relative misfit of the references"),
+            ("misfit", found.misfit, "1", "relative misfit of the references"),
         ):  # fmt: skip
             spectra[name] = ((), value, {"units": units} | ({"long_name": text} if text else {}))
         spectra.attrs["resolution"] = found.resolution
@@ -496,15 +448,15 @@ class _Run(_Setting):
 
     def _thin_pixels(self, peak: float) -> NDArray[np.intp]:
         """Pixels thin enough for the mean spectrum, in the order of their mean OD."""
-        od = self.mean_od.ravel()
+        od = self.overview.od.ravel()
         low, high = MEAN_SPECTRUM_OD[0], max(MEAN_SPECTRUM_OD[1] / peak, 2 * MEAN_SPECTRUM_OD[0])
-        pixels = np.flatnonzero((od >= low) & (od <= high))
-        if pixels.size < FEW_SPECTRA:  # all is thick, or nothing is: take what comes nearest
+        chosen = np.flatnonzero((od >= low) & (od <= high))
+        if chosen.size < FEW_SPECTRA:  # all is thick, or nothing is: take what comes nearest
             distance = np.nan_to_num(np.abs(od - high), nan=np.inf)
             nearest = min(FEW_SPECTRA, int(np.isfinite(distance).sum()))
-            pixels = np.argpartition(distance, nearest - 1)[:nearest]
-        pixels = pixels[:: max(1, pixels.size // MOST_SPECTRA)]
-        return np.asarray(pixels[np.argsort(od[pixels], kind="stable")])
+            chosen = np.argsort(distance, kind="stable")[:nearest]
+        chosen = chosen[:: max(1, chosen.size // MOST_SPECTRA)]
+        return self.overview.pixels(chosen[np.argsort(od[chosen], kind="stable")])
 
     def _transmission_at(
         self, pixels: NDArray[np.intp], shifts: xr.Dataset, i0: xr.Dataset
@@ -540,10 +492,10 @@ class _Run(_Setting):
 
     def _thick_pixels(self, shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
         """Transmission of a sample of the most absorbing pixels, as one column of an image."""
-        od = self.mean_od.ravel()
+        od = self.overview.od.ravel()
         least = max(STRAY_LEAST_OD, float(np.nanpercentile(od, 100 * (1 - ABSORBING_SHARE))))
         thick = np.flatnonzero(od > least)
-        thick = thick[:: max(1, thick.size // STRAY_PIXELS)]
+        thick = self.overview.pixels(thick[:: max(1, thick.size // STRAY_PIXELS)])
         one = self.stack.isel(y=slice(0, 1), x=slice(0, 1)).copy(
             data=np.ones((self.stack.sizes["energy"], 1, 1), dtype=np.float32)
         )
@@ -561,6 +513,7 @@ class _Run(_Setting):
     ) -> xr.Dataset:
         """Composition maps, slab by slab of rows."""
         defects = self.frames.defects
+        errors = np.stack([shifts[f"shift_{axis}_errors"].values for axis in "yx"], axis=1)
         store = MapStore(self.stack, self.scratch)
         for rows in progress_bar(self.frames.slabs(), "fitting pixels", self.progress):
             made = absorption.transmission(
@@ -571,6 +524,8 @@ class _Run(_Setting):
                 components,
                 float(np.nan_to_num(spectra["energy_shift_errors"])),
                 float(spectra["stray_fraction"]),
+                errors,
+                self.overview.log_gradient(rows),
                 **self.plan.of("fit"),
             )
             here = slice(rows.start, rows.stop)

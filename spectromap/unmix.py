@@ -19,9 +19,34 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from spectromap._unmix_kernel import (
-    BASIS, COMMON, COVARIANCE, DARK, ENERGIES, ENERGY_COLUMNS, ERROR, FRACTION, I0, KNOWN,
-    KNOWN_OD, MAX_COMPONENTS, MAX_PARAMETERS, MIN_TRANSMISSION, NORMAL, PATTERN, QUALITY, RAISED,
-    RIGHT, SCALE, SHARED, SHIFTS, SHOWN, SLOPES, THICKNESS, UNUSED, Shared, fit_pixels,
+    BASIS,
+    COMMON,
+    COVARIANCE,
+    DARK,
+    ENERGIES,
+    ENERGY_COLUMNS,
+    ERROR,
+    FRACTION,
+    I0,
+    KNOWN,
+    KNOWN_OD,
+    MAX_COMPONENTS,
+    MAX_PARAMETERS,
+    MIN_TRANSMISSION,
+    NORMAL,
+    PATTERN,
+    QUALITY,
+    RAISED,
+    RIGHT,
+    SCALE,
+    SHARED,
+    SHIFTS,
+    SHOWN,
+    SLOPES,
+    THICKNESS,
+    UNUSED,
+    Shared,
+    fit_pixels,
     make_scratch,
 )  # fmt: skip
 from spectromap.schema import FLAGS, InputError, check_stack, component_names
@@ -142,7 +167,7 @@ def fit_components(
     fit_pixels(values, _motion(log_gradient, stack.shape), shared, scratch, maps, flags)
     units = "nm" if references.attrs.get("units") == "nm-1" else "1"
     coords = {"y": stack.y, "x": stack.x}
-    result = {
+    result: dict[str, Any] = {
         name: (("y", "x"), column.reshape(stack.shape[1:]), {"units": _units_of(name, units)})
         for name, column in zip(names, maps, strict=True)
     }
@@ -396,7 +421,7 @@ def _orthonormal(columns: Array, scale: Array) -> tuple[Array, Array]:
     weight = np.sqrt(scale / max(float(scale.max()), 1e-30))[:, None]
     length = np.linalg.norm(columns * weight, axis=0)
     length[length == 0] = 1.0
-    upper = np.linalg.qr((columns * weight / length)[:, ::-1], mode="r")
+    upper = np.asarray(np.linalg.qr((columns * weight / length)[:, ::-1], mode="r"))
     if upper.shape[0] < columns.shape[1] or not (np.abs(np.diag(upper)) > COLLINEAR).all():
         raise InputError(
             "two references, or one and the baseline, are the same at the energies that were"

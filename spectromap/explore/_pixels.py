@@ -29,7 +29,7 @@ BLOCK_WIDTH = PIXEL_BLOCK + 16
 SLAB_BYTES = 256 * 2**20
 #: So many pixels fix the noise of an energy to a percent or two.
 NOISE_SAMPLE = 8192
-RUN = 16
+RUN = 8
 
 
 @dataclass(frozen=True)
