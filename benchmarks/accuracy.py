@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import logging
 import sys
 import time
@@ -633,8 +634,8 @@ def coverage_lines(kind: str, runs: list[Compared]) -> Iterator[Line]:
     inside = np.concatenate(
         [np.abs(run.fraction - run.fraction_ideal) <= run.sigma for run in runs]
     )
-    for t0, t1 in zip(THICKNESS_NM[:-1], THICKNESS_NM[1:], strict=True):
-        for f0, f1 in zip(FRACTION[:-1], FRACTION[1:], strict=True):
+    for t0, t1 in itertools.pairwise(THICKNESS_NM):
+        for f0, f1 in itertools.pairwise(FRACTION):
             here = (thickness > t0) & (thickness <= t1) & (fraction > f0) & (fraction <= f1)
             if here.sum() >= ENOUGH_PIXELS:
                 text = f"coverage, {t0:g}-{t1:g} nm, f {f0:g} to {f1:g}"

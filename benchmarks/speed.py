@@ -134,7 +134,6 @@ def tasks(stack: xr.DataArray) -> dict[str, tuple[str, Callable[[], object]]]:
     def density() -> object:
         return absorption.optical_density(absorption.transmission(stack, i0))
 
-    scores = explore.principal_components(measured, n_components=5)
     return {
         "shifts": ("T1", lambda: align.register(stack, sets[2])),
         "shifts, fast": ("T1", lambda: align.register(stack, sets[2], fast=True)),
@@ -142,7 +141,7 @@ def tasks(stack: xr.DataArray) -> dict[str, tuple[str, Callable[[], object]]]:
         "fit, 2 references": ("T2", lambda: unmix.fit_components(measured, sets[2])),
         "fit, 3 references": ("T2", lambda: unmix.fit_components(measured, sets[3])),
         "PCA": ("T3", lambda: explore.principal_components(measured, n_components=5)),
-        "k-means": ("T3", lambda: explore.cluster_spectra(measured, scores, n_clusters=4)),
+        "k-means": ("T3", lambda: explore.cluster_spectra(measured, n_clusters=4)),
     }
 
 

@@ -484,14 +484,13 @@ def first_guess(frames: Frames) -> tuple[Array, Array]:
     """Brightness and mean optical density of each frame, from a sample of its pixels."""
     pixels = frames.reshape(len(frames), -1)
     pixels = pixels[:, :: max(1, pixels.shape[1] // 1000)]
-    gaps = not np.isfinite(pixels).all()
-    level = np.nanpercentile(pixels, 90, axis=1) if gaps else np.percentile(pixels, 90, axis=1)
-    level = np.maximum(np.nan_to_num(level), 0.0)
-    share = np.maximum(pixels / np.maximum(level, 1e-30)[:, None], 0.01)
-    spectrum = np.nanmean(-np.log(share), axis=1)
+    seen = np.isfinite(pixels).any(axis=1)
+    level, spectrum = np.zeros((2, len(frames)))
+    level[seen] = np.maximum(np.nanpercentile(pixels[seen], 90, axis=1), 0.0)
+    share = np.maximum(pixels[seen] / np.maximum(level[seen], 1e-30)[:, None], 0.01)
+    spectrum[seen] = np.nanmean(-np.log(share), axis=1)
     scale = max(float(np.median(spectrum)), 0.02)
-    relative = np.maximum(np.nan_to_num(spectrum) / scale, 0.02)
-    return level.astype(np.float64), relative.astype(np.float64)
+    return level, np.maximum(spectrum / scale, 0.02)
 
 
 @dataclass

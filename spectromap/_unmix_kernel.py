@@ -622,11 +622,15 @@ def _advance(last: bool, offset: Any, theta: Any, step: Any, totals: Any, settle
         totals[lane + OFFSET * LANES] = _dot((o0, o1, o2, o3), x) + o4 * y + o5 * z + o6
 
 
+@inlined
+def _table_row(t: Any, i: Any) -> Any:
+    return t[i, 0], t[i, 1], t[i, 2], t[i, 3]
+
+
 @compiled
 def _find_amounts(t: Any, k: Any, parameters: Any, small: Any) -> None:
     """Amounts, their covariance, and what turns sums over energy into amounts."""
-    a, b = (t[0, 0], t[0, 1], t[0, 2], t[0, 3]), (t[1, 0], t[1, 1], t[1, 2], t[1, 3])
-    c, d = (t[2, 0], t[2, 1], t[2, 2], t[2, 3]), (t[3, 0], t[3, 1], t[3, 2], t[3, 3])
+    a, b, c, d = _table_row(t, 0), _table_row(t, 1), _table_row(t, 2), _table_row(t, 3)
     k0, k1, k2, k3 = k[0], k[1], k[2], k[3]
     for lane in range(LANES):
         x, v = _four(parameters, lane), _ten(small, INVERSE * LANES + lane)
@@ -684,21 +688,37 @@ def _find_systematic(sums: Any, small: Any) -> None:
         _add_ten(small, SYSTEMATIC * LANES + lane, moved)
 
 
+@inlined
+def _scaled(size: Any, r: Any, y: Any) -> Any:
+    """Change of the amounts by a change of the scale of one reference."""
+    return (
+        size * (r[0] + y[0]),
+        size * (r[1] + y[1]),
+        size * (r[2] + y[2]),
+        size * (r[3] + y[3]),
+    )
+
+
 @compiled
-def _add_scale_error(rescaled: Any, error: Any, own: Any, sums: Any, small: Any) -> None:
-    """Add what an error of the scale of one reference does to the amounts."""
-    r0, r1, r2, r3 = rescaled[0], rescaled[1], rescaled[2], rescaled[3]
+def _add_scale_errors(rescaled: Any, errors: Any, sums: Any, small: Any) -> None:
+    """Add what errors of the scales of the references do to the amounts."""
+    e0, e1, e2, e3 = errors[0], errors[1], errors[2], errors[3]
+    r0, r1 = _table_row(rescaled, 0), _table_row(rescaled, 1)
+    r2, r3 = _table_row(rescaled, 2), _table_row(rescaled, 3)
     for lane in range(LANES):
-        y, size = _four(sums, KNOWN * LANES + lane), own[lane] * error
+        y, t = _four(sums, KNOWN * LANES + lane), _four(small, AMOUNT * LANES + lane)
         ya, yb = sums[lane + (KNOWN + 4) * LANES], sums[lane + (KNOWN + 5) * LANES]
         g, h = _four(small, RATIO * LANES + lane), _four(small, (RATIO + 4) * LANES + lane)
         y = _less(y, ya, g, yb, h)
         a, b = _four(small, GAIN * LANES + lane), _four(small, (GAIN + 4) * LANES + lane)
         c = _four(small, (GAIN + 8) * LANES + lane)
         d = _four(small, (GAIN + 12) * LANES + lane)
-        ea, eb = size * (r0 + _dot(a, y)), size * (r1 + _dot(b, y))
-        ec, ed = size * (r2 + _dot(c, y)), size * (r3 + _dot(d, y))
-        _add_ten(small, SYSTEMATIC * LANES + lane, _outer((ea, eb, ec, ed)))
+        y = (_dot(a, y), _dot(b, y), _dot(c, y), _dot(d, y))
+        at = SYSTEMATIC * LANES + lane
+        _add_ten(small, at, _outer(_scaled(t[0] * e0, r0, y)))
+        _add_ten(small, at, _outer(_scaled(t[1] * e1, r1, y)))
+        _add_ten(small, at, _outer(_scaled(t[2] * e2, r2, y)))
+        _add_ten(small, at, _outer(_scaled(t[3] * e3, r3, y)))
 
 
 # Non-negative amounts. A state is a cost, amounts and their covariance (lower triangle); ruling
@@ -930,10 +950,8 @@ def _finish(lowest: Any, shared: Any, scratch: Any, flags: Any) -> None:
     small, result, sums, totals = scratch.small, scratch.result, scratch.sums, scratch.totals
     _find_amounts(shared.amounts, shared.constant, scratch.step, small)
     _find_systematic(sums, small)
-    for c in range(MAX_COMPONENTS):
-        if shared.scale_errors[c] > ZERO:
-            own, error = _row(small, AMOUNT + c), shared.scale_errors[c]
-            _add_scale_error(shared.rescaled[c], error, own, sums, small)
+    if shared.scale_errors.any():
+        _add_scale_errors(shared.rescaled, shared.scale_errors, sums, small)
     _find_nonnegative(shared.unused, shared.constrained, small)
     _write_composition(small, result)
     _write_nonnegative(small, result)

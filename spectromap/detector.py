@@ -29,6 +29,8 @@ EXPECTED_PHOTONS = 50.0
 EXPECTED_IN_PIXEL = 15.0
 #: So many samples at exactly the largest value of the stack may mean that the counter was full.
 CEILING_SAMPLES = 8
+#: In images without noise hardly any frame seems to have some.
+NOISY_SHARE = 0.1
 #: A pixel this many photon-noise standard deviations above all its neighbours may be a spike.
 SPIKE_SIGMA = 12.0
 #: A point spread function of two pixels FWHM leaves half the peak in the next pixel, so that
@@ -560,7 +562,8 @@ class Inspection:
         beside = np.where(at, self._tops[:, 3], self._tops[:, 1])[below == second].sum()
         # Photon counts thin out towards the highest; a counter that is full piles them up there.
         many = samples > max(CEILING_SAMPLES, 1.0 + 2.0 * at.sum(), 2.0 * beside)
-        noisy = bool(np.nanmedian(self._gains) > 0) if np.isfinite(self._gains).any() else False
+        # Frames that are clipped all over do not show their noise; those before the edge may.
+        noisy = bool(np.mean(self._gains > 0) > NOISY_SHARE)
         return top if top > 0 and many and noisy else float("inf")
 
     def _dead(self, lost: Mask, gain: float, photon: float) -> Mask:

@@ -336,6 +336,12 @@ class _Run(_Setting):
                 i0["i0"][:], i0["i0_errors"][:] = 1.0, 0.0  # I0 was divided out already
             elif not doubt:
                 self._check_open_area(i0)
+        if not (i0["i0"].values > 0).any():
+            raise InputError(
+                "I0 is zero or missing at every energy",
+                where="i0",
+                remedy="Choose another region, mask or spectrum.",
+            )
         i0.attrs["gain"] = absorption.effective_gain(i0, self.quantity)
         self.overview.set_open_area(area)
         return i0
