@@ -660,11 +660,13 @@ def composition_lines(fields: list[Field], seeds: range) -> Iterator[Line]:
 def chosen_lines(options: argparse.Namespace) -> Iterator[Line]:
     """The lines that the command line asks for."""
     if "registration" in options.parts:
-        yield from registration_lines(range(options.seeds or (2 if options.quick else 5)))
+        count = options.seeds or (2 if options.quick else 5)
+        yield from registration_lines(range(options.first, options.first + count))
     if "composition" in options.parts:
         fields = [f for f in FIELDS if options.field is None or options.field in f.name]
         fields = fields[1::3] if options.quick else fields
-        yield from composition_lines(fields, range(options.seeds or (1 if options.quick else 3)))
+        count = options.seeds or (1 if options.quick else 3)
+        yield from composition_lines(fields, range(options.first, options.first + count))
 
 
 def main() -> int:
@@ -674,6 +676,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="few fields, few seeds")
     parser.add_argument("--seeds", type=int, help="how many; default 5 and 3, with --quick 2 and 1")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--field", help="only composition fields with this text in their name")
     parser.add_argument(

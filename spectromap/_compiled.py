@@ -6,7 +6,6 @@ loop runs over pixels, and exponentials and logarithms are plain arithmetic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -20,6 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 F32 = np.float32
 I32 = np.int32
+ROUNDER, ROUNDER_BITS = F32(12582912.0), I32(0x4B400000)
 LN2_HIGH, LN2_LOW = F32(0.693359375), F32(-2.12194440e-4)
 
 
@@ -67,7 +67,9 @@ def exp32(x: Any) -> Any:
     Coefficients: S. L. Moshier, Cephes mathematical library (1992), expf.
     """
     x = min(max(x, F32(-87.0)), F32(87.0))
-    k = F32(math.floor(x * F32(1.44269504) + F32(0.5)))
+    # Adding and taking off 1.5 * 2**23 rounds to the next whole number, many pixels at a time.
+    rounded = x * F32(1.44269504) + ROUNDER
+    k = rounded - ROUNDER
     r = x - k * LN2_HIGH - k * LN2_LOW
     p = F32(1.9875691500e-4)
     p = p * r + F32(1.3981999507e-3)
@@ -76,7 +78,8 @@ def exp32(x: Any) -> Any:
     p = p * r + F32(1.6666665459e-1)
     p = p * r + F32(5.0000001201e-1)
     p = p * r * r + r + F32(1.0)
-    return p * _bits_as_float((I32(k) + I32(127)) << I32(23))
+    exponent = _float_as_bits(rounded) - ROUNDER_BITS + I32(127)
+    return p * _bits_as_float(exponent << I32(23))
 
 
 @inlined

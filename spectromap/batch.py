@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from spectromap.io.manifest import dataset_run, fetch
 from spectromap.io.masks import read_labels, read_mask
 from spectromap.io.results import read_result, result_lock, write_result, write_tables
 from spectromap.io.shifts import read_shifts
-from spectromap.pipeline import Plan, analyze, misfits
+from spectromap.pipeline import Plan, analyze, misfits, reference_of_region
 from spectromap.report import write_report
 from spectromap.schema import LOG, FileError, InputError, Instrument, Sample, SpectromapError
 
@@ -102,22 +103,12 @@ def load_plan(description: Any) -> Plan:
     FileError, InputError
         A file named in the description is missing or unusable.
     """
-    spectra, scales, widths = {}, {}, {}
-    for name, reference in description.references.items():
-        _must_exist(reference.file, f"references.{name}.file")
-        spectrum = _reference_spectrum(name, reference)
-        for key in ("valence", "relative_error", "thickness_nm", "thickness_error_nm"):
-            if getattr(reference, key) is not None:
-                spectrum.attrs[key] = getattr(reference, key)
-        spectra[name], scales[name] = spectrum, reference.scale
-        if reference.fwhm_eV is not None:
-            widths[name] = reference.fwhm_eV
     i0, shifts = description.i0, description.shifts
     for section, key in ((i0, "mask"), (i0, "spectrum"), (shifts, "file"), (shifts, "mask")):
         if getattr(section, key) is not None:
             _must_exist(getattr(section, key), f"{type(section).__name__.lower()}.{key}")
-    return Plan(
-        spectra=spectra,
+    plan = Plan(
+        spectra={},
         fraction=_fraction(description),
         edge=description.edge,
         sample=Sample(**description.sample.model_dump()),
@@ -129,12 +120,39 @@ def load_plan(description: Any) -> Plan:
         shift_corrections=dict(shifts.corrections),
         align_mask=None if shifts.mask is None else np.asarray(read_mask(shifts.mask), dtype=bool),
         align_reference=None if shifts.reference is None else open_stack(shifts.reference),
-        scales=scales,
-        fwhm_eV=widths,
+        scales={name: r.scale for name, r in description.references.items()},
+        fwhm_eV={n: r.fwhm_eV for n, r in description.references.items() if r.fwhm_eV is not None},
         labels=_labels(description.labels),
         options={name: getattr(description, name).model_dump() for name in STAGES},
         seed=description.seed,
     )
+    spectra = {n: _reference(n, r, plan) for n, r in description.references.items()}
+    return replace(plan, spectra=spectra)
+
+
+def _reference(name: str, reference: Any, plan: Plan) -> xr.DataArray:
+    """One reference spectrum with what the description says about it."""
+    _must_exist(reference.file, f"references.{name}.file")
+    if reference.region is None:
+        spectrum = _reference_spectrum(name, reference)
+    else:
+        # What the plan says of I0, shifts and labels is about another stack.
+        alone = Plan(
+            {}, "", plan.edge, plan.sample, plan.instrument, options=plan.options, seed=plan.seed
+        )
+        spectrum = reference_of_region(
+            open_stack(reference.file),
+            reference.region,
+            alone,
+            name=name,
+            thickness_nm=reference.thickness_nm,
+            thickness_error_nm=reference.thickness_error_nm or 0.0,
+            scale=reference.scale,
+        )
+    for key in ("valence", "relative_error", "thickness_nm", "thickness_error_nm"):
+        if getattr(reference, key) is not None:
+            spectrum.attrs[key] = getattr(reference, key)
+    return spectrum
 
 
 def _reference_spectrum(name: str, reference: Any) -> xr.DataArray:

@@ -82,6 +82,15 @@ def _section(name: str, function: Callable[..., Any]) -> type[_Section]:
     return create_model(f"{name.capitalize()}Section", __base__=_Section, **fields)
 
 
+def _check_region(region: tuple[int, int, int, int] | None) -> None:
+    """Refuse a region that is empty or upside down."""
+    if region is None:
+        return
+    y0, y1, x0, x1 = region
+    if not (0 <= y0 < y1 and 0 <= x0 < x1):
+        raise ValueError("region is y0, y1, x0, x1 in pixels, with 0 <= y0 < y1 and x0 < x1")
+
+
 class I0(_Section):
     """Where I0 comes from; nothing given means the open area that is found by itself."""
 
@@ -94,12 +103,7 @@ class I0(_Section):
         given = [n for n in ("region", "mask", "spectrum") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of region, mask and spectrum, not {' and '.join(given)}")
-        if self.region is not None:
-            y0, y1, x0, x1 = self.region
-            if not (0 <= y0 < y1 and 0 <= x0 < x1):
-                raise ValueError(
-                    "region is y0, y1, x0, x1 in pixels, with 0 <= y0 < y1 and x0 < x1"
-                )
+        _check_region(self.region)
         return self
 
 
@@ -123,9 +127,10 @@ def _auto(value: Any) -> Any:
 
 
 class Reference(_Section):
-    """One reference spectrum."""
+    """One reference spectrum: a file of one, or a region of a stack."""
 
     file: str
+    region: tuple[int, int, int, int] | None = None
     valence: float | None = None
     scale: Literal["auto", "edge_jump", "none"] = "auto"
     units: str | None = None
@@ -134,6 +139,13 @@ class Reference(_Section):
     relative_error: float | None = Field(default=None, ge=0)
     thickness_nm: float | None = Field(default=None, gt=0)
     thickness_error_nm: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Reference:
+        _check_region(self.region)
+        if self.region is not None and (self.column or self.units):
+            raise ValueError("column and units are for files of spectra, region is for stacks")
+        return self
 
 
 SampleSection = _section("sample", Sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from spectromap import (
     absorption,
     align,
     calibrate,
+    explore,
     heterogeneity,
     profiles,
     references,
@@ -45,7 +46,7 @@ Mask = NDArray[np.bool_]
 
 DEFAULT_RESOLUTION_PX = 2.0
 #: Mean OD of the pixels whose spectra are averaged, at least, and OD at the highest peak, at most.
-MEAN_SPECTRUM_OD = (0.1, 1.0)
+MEAN_SPECTRUM_OD = (0.1, 3.0)
 #: Highest peak of a spectrum over its mean, where no references tell it.
 USUAL_PEAK = 3.0
 FEW_SPECTRA, MOST_SPECTRA = 200, 20_000
@@ -164,9 +165,71 @@ def analyze(
         run.find_stray(spectra, shifts, i0, components)
         maps = run.map_composition(shifts, i0, spectra, components)
         spectra = run.describe(spectra, maps, components)
+        run.carry_phase(stack, shifts, spectra, maps)
         groups = {"shifts": shifts, "spectra": spectra, "maps": maps}
         groups |= run.find_particles(maps, spectra, components)
     return _tree(groups, stack, plan)
+
+
+def reference_of_region(
+    stack: xr.DataArray,
+    region: tuple[int, int, int, int],
+    plan: Plan,
+    *,
+    name: str = "pristine",
+    thickness_nm: float | None = None,
+    thickness_error_nm: float = 0.0,
+    scale: references.Scale = "auto",
+) -> xr.DataArray:
+    """Reference spectrum from a region of a stack, such as a pristine particle of the same day.
+
+    Parameters
+    ----------
+    stack : DataArray, dims (energy, y, x)
+        A stack of the same beamtime; its recorded energies are taken as they are.
+    region : tuple of int
+        ``y0, y1, x0, x1`` in pixels of the file, half open; thin sample all over.
+    plan : Plan
+        How this stack is aligned, where its I0 comes from, and what the sample is; references in
+        it are not used.
+    name : str
+        Name of the component.
+    thickness_nm, thickness_error_nm : float, optional
+        Mean thickness of the region and its standard error, where it is known.
+    scale : {"auto", "edge_jump", "none"}
+        See `spectromap.references.normalise_reference`.
+
+    Returns
+    -------
+    DataArray, dims (energy,)
+        As `spectromap.references.reference_from_pixels` makes it.
+
+    Raises
+    ------
+    InputError
+        The region lies outside the frames, or an edge jump is asked for where there is none.
+    """
+    check_stack(stack)
+    inside = _region_mask(region, stack, f"references.{name}.region")
+    with threadpool_limits(1):
+        frames = Frames.read(stack, plan.instrument.dark_counts, None, False)
+        run = _Run(frames, replace(plan, spectra={}), None, False)
+        shifts = run.register()
+        i0 = run.open_area(shifts)
+        made = run.transmission(shifts, i0, range(stack.sizes["y"]))
+        found = explore.region_spectrum(made, inside)
+    energy = stack.energy.values.astype(float)
+    kept = np.isfinite(found["optical_density"].values)
+    return references.reference_from_pixels(
+        found["optical_density"][kept],
+        references.Edge(plan.edge or references.guess_edge(energy)),
+        errors=found["optical_density_errors"][kept],
+        material=run.material,
+        thickness_nm=thickness_nm,
+        thickness_error_nm=thickness_error_nm,
+        scale=scale,
+        name=name,
+    )
 
 
 def misfits(stack: xr.DataArray, plan: Plan) -> list[str]:
@@ -248,20 +311,11 @@ class _Setting:
 
     def given_area(self) -> Mask | None:
         """The open area that the plan states, in the common frame."""
-        plan, shape = self.plan, self.stack.shape[1:]
+        plan = self.plan
         if plan.i0_mask is not None:
             return _in_stack_order(plan.i0_mask, self.stack)
         if plan.i0_region is not None:
-            y0, y1, x0, x1 = plan.i0_region
-            if y1 > shape[0] or x1 > shape[1]:
-                raise InputError(
-                    f"the region {y0, y1, x0, x1} reaches outside the frames of {shape} pixels",
-                    where="i0.region",
-                    remedy="It is y0, y1, x0, x1 in pixels of the file, half open.",
-                )
-            region = np.zeros(shape, dtype=bool)
-            region[y0:y1, x0:x1] = True
-            return _in_stack_order(region, self.stack)
+            return _region_mask(plan.i0_region, self.stack, "i0.region")
         return None
 
 
@@ -324,6 +378,7 @@ class _Run(_Setting):
         """I0 of every frame, with the gain it implies in ``attrs['gain']``."""
         plan = self.plan
         area, doubt = self._area()
+        self.area = area
         if plan.i0_spectrum is not None:
             bright = self.frames.defects["brightness"].values
             i0 = absorption.i0_from_spectrum(plan.i0_spectrum, self.stack, bright, self.dark)
@@ -373,9 +428,7 @@ class _Run(_Setting):
         store = MapStore(self.stack, self.scratch)
         text = "optical density of the mean transmission"
         for rows in progress_bar(self.frames.slabs(), "averaging", self.progress):
-            made = absorption.transmission(
-                self.frames.aligned(shifts, rows), i0, shifts, self.dark, i0.attrs["gain"]
-            )
+            made = self.transmission(shifts, i0, rows)
             mean = made["transmission"].mean("energy").values
             with np.errstate(divide="ignore", invalid="ignore"):
                 od = np.where(mean > 0, -np.log(mean), np.nan).astype(np.float32)
@@ -418,7 +471,7 @@ class _Run(_Setting):
         The logarithm of few counts is biased, and that of a mean over unlike pixels too: so
         pixels of nearly the same thickness are averaged first, until they have counts enough.
         """
-        pixels = self._thin_pixels(peak)
+        pixels = self.thin = self._thin_pixels(peak)
         counts = float(np.nanmedian(i0["i0"].values)) / i0.attrs["gain"]
         together = int(np.clip(np.ceil(ENOUGH_COUNTS / max(counts, 1e-9)), 1, pixels.size))
         rows = self._transmission_at(pixels, shifts, i0)
@@ -522,9 +575,7 @@ class _Run(_Setting):
         errors = np.stack([shifts[f"shift_{axis}_errors"].values for axis in "yx"], axis=1)
         store = MapStore(self.stack, self.scratch)
         for rows in progress_bar(self.frames.slabs(), "fitting pixels", self.progress):
-            made = absorption.transmission(
-                self.frames.aligned(shifts, rows), i0, shifts, self.dark, i0.attrs["gain"]
-            )
+            made = self.transmission(shifts, i0, rows)
             maps = unmix.fit_components(
                 made,
                 components,
@@ -545,6 +596,38 @@ class _Run(_Setting):
         }
         maps.attrs["fraction"] = self.plan.fraction
         return maps
+
+    def transmission(self, shifts: xr.Dataset, i0: xr.Dataset, rows: range) -> xr.Dataset:
+        """Transmission of some rows of the common frame."""
+        aligned = self.frames.aligned(shifts, rows)
+        return absorption.transmission(aligned, i0, shifts, self.dark, i0.attrs["gain"])
+
+    def carry_phase(
+        self, source: xr.DataArray, shifts: xr.Dataset, spectra: xr.Dataset, maps: xr.Dataset
+    ) -> None:
+        """Add the mean phase of a ptychographic stack to the maps, and its spectrum."""
+        if source.dtype.kind != "c" or not self.area.any():
+            return
+        total, seen = np.zeros((2, *self.stack.shape[1:]), dtype=np.float32)
+        mean = np.full(self.stack.sizes["energy"], np.nan)
+        thin = np.unravel_index(self.thin, self.stack.shape[1:])
+        kept = np.flatnonzero(~shifts["flagged"].values)
+        for index in progress_bar(list(kept), "phases", self.progress):
+            one = [int(index)]
+            angle = explore.phase(source[one], self.area, shifts.isel(energy=one))
+            angle.attrs["quantity"] = "optical_density"  # it moves like any other real frame
+            aligned = align.apply_shifts(angle, shifts.isel(energy=one)).values[0]
+            finite = np.isfinite(aligned)
+            total += np.where(finite, aligned, 0.0)
+            seen += finite
+            values = aligned[thin]
+            mean[index] = np.nanmean(values) if np.isfinite(values).any() else np.nan
+        with np.errstate(divide="ignore", invalid="ignore"):
+            phase = np.where(seen > 0.5 * kept.size, total / seen, np.nan).astype(np.float32)
+        text = "mean phase relative to the open area"
+        maps["phase"] = (("y", "x"), phase, {"units": "rad", "long_name": text})
+        text = "mean phase of the pixels of the mean spectrum"
+        spectra["mean_phase"] = ("energy", mean, {"units": "rad", "long_name": text})
 
     def describe(self, spectra: xr.Dataset, maps: xr.Dataset, components: xr.Dataset) -> xr.Dataset:
         """The spectra group: I0, mean spectrum and its fit, references as used."""
@@ -624,6 +707,21 @@ class _Run(_Setting):
             max_od=np.inf if max_od is None else max_od,
             offset=fit.get("baseline", "constant") != "none",
         )
+
+
+def _region_mask(region: tuple[int, int, int, int], stack: xr.DataArray, where: str) -> Mask:
+    """A region in pixels of the file as a mask of the stack."""
+    y0, y1, x0, x1 = region
+    shape = stack.shape[1:]
+    if y1 > shape[0] or x1 > shape[1]:
+        raise InputError(
+            f"the region {y0, y1, x0, x1} reaches outside the frames of {shape} pixels",
+            where=where,
+            remedy="It is y0, y1, x0, x1 in pixels of the file, half open.",
+        )
+    mask = np.zeros(shape, dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return _in_stack_order(mask, stack, where)
 
 
 def _in_stack_order(image: Mask, stack: xr.DataArray, where: str = "i0.mask") -> Mask:

@@ -519,7 +519,7 @@ def _fit_card(groups: Mapping[str, xr.Dataset]) -> dict[str, Any] | None:
     if not (math.isfinite(chi2) or math.isfinite(residual)):
         return None
     value = f"χ² = {format_value(chi2)}" if math.isfinite(chi2) else NOTHING
-    note = f"median |residual| {format_value(residual)} OD" if math.isfinite(residual) else ""
+    note = f"rms residual {format_value(residual)} OD" if math.isfinite(residual) else ""
     label = "Fit on the particles, median" if _has_particles(maps) else "Fit, median"
     return _card(label, value, note)
 
