@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from spectromap import absorption, align
 from spectromap._streaming import binned
@@ -113,6 +114,12 @@ class Overview:
         return np.ravel_multi_index(
             (y * self.binning + middle, x * self.binning + middle), self.shape
         )
+
+    def unevenness(self, length_nm: float) -> Image:
+        """Relative change of the OD over a length, (rows, columns)."""
+        od = np.nan_to_num(ndimage.gaussian_filter(np.nan_to_num(self.od), 1.0))
+        change = np.hypot(*(np.gradient(od, step, axis=k) for k, step in enumerate(self.pixel_nm)))
+        return np.asarray(change * length_nm / np.maximum(od, LEAST_SLOPE_OD))
 
     def log_gradient(self, rows: range) -> NDArray[np.float32]:
         """Relative slope of the OD in nm-1 along y and x, (2, rows, columns of the stack)."""

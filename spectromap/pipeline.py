@@ -56,6 +56,10 @@ ENOUGH_COUNTS = 2000.0
 STRAY_PIXELS = 4096
 ABSORBING_SHARE = 0.3
 STRAY_LEAST_OD = 0.3
+#: ... where the thickness changes by less than this share over one resolution: light of thinner
+#: neighbours mixed in by the optics looks like stray light.
+STRAY_EVENNESS = 0.15
+STRAY_LEAST_PIXELS = 30
 #: The open area must not absorb like the sample; this much mean optical density counts as doing so.
 OPEN_AREA_MAX_OD = 0.1
 
@@ -84,7 +88,7 @@ class Plan:
         Shifts from elsewhere, as `spectromap.io.shifts.read_shifts` returns them; they replace
         registration.
     shift_corrections : mapping of energy in eV to (y, x) in nm
-        Added to the shifts of the frames nearest to these energies, by hand.
+        Added to the shifts of the frames at these energies, by hand.
     align_mask : ndarray of bool, optional
         Pixels of the file that registration looks at.
     align_reference : DataArray, optional
@@ -220,8 +224,9 @@ def reference_of_region(
         found = explore.region_spectrum(made, inside)
     energy = stack.energy.values.astype(float)
     kept = np.isfinite(found["optical_density"].values)
+    count = {"pixel_count": found.attrs["pixel_count"]}
     return references.reference_from_pixels(
-        found["optical_density"][kept],
+        found["optical_density"][kept].assign_attrs(count),
         references.Edge(plan.edge or references.guess_edge(energy)),
         errors=found["optical_density_errors"][kept],
         material=run.material,
@@ -553,7 +558,9 @@ class _Run(_Setting):
         """Transmission of a sample of the most absorbing pixels, as one column of an image."""
         od = self.overview.od.ravel()
         least = max(STRAY_LEAST_OD, float(np.nanpercentile(od, 100 * (1 - ABSORBING_SHARE))))
-        thick = np.flatnonzero(od > least)
+        even = self.overview.unevenness(self.resolution).ravel() < STRAY_EVENNESS
+        thick = np.flatnonzero((od > least) & even)
+        thick = thick if thick.size >= STRAY_LEAST_PIXELS else thick[:0]
         thick = self.overview.pixels(thick[:: max(1, thick.size // STRAY_PIXELS)])
         one = self.stack.isel(y=slice(0, 1), x=slice(0, 1)).copy(
             data=np.ones((self.stack.sizes["energy"], 1, 1), dtype=np.float32)

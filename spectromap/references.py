@@ -631,8 +631,8 @@ def reference_from_pixels(
     Parameters
     ----------
     od : DataArray, dims (energy,) or (energy, ...)
-        Optical density of the region, or of pixels, which are averaged; pixels without data at
-        some energy are left out.
+        Optical density of the region (``attrs["pixel_count"]`` says of how many pixels), or of
+        pixels, which are averaged; pixels without data at some energy are left out.
     edge : Edge
         The absorption edge.
     errors : DataArray, optional
@@ -703,6 +703,8 @@ def _mean_spectrum(
         complete[:] = True
     values, count = values[:, complete], int(complete.sum())
     mean = values.mean(axis=1)
+    if od.ndim == 1 and errors is not None:
+        return mean, np.asarray(errors.values, dtype=float), int(od.attrs.get("pixel_count", 1))
     if errors is not None:
         given = np.asarray(errors.values, dtype=float).reshape(od.sizes["energy"], -1)[:, complete]
         return mean, np.asarray(np.sqrt(np.sum(given**2, axis=1)) / count), count

@@ -49,7 +49,7 @@ from spectromap._unmix_kernel import (
     fit_pixels,
     make_scratch,
 )  # fmt: skip
-from spectromap.schema import FLAGS, InputError, check_stack, component_names
+from spectromap.schema import FLAGS, LOG, InputError, check_stack, component_names
 
 __all__ = ["estimate_stray", "fit_components", "fit_spectrum"]
 
@@ -192,7 +192,9 @@ def estimate_stray(
     Parameters
     ----------
     absorption : Dataset
-        As `fit_components` takes it; a sample of absorbing pixels is enough.
+        As `fit_components` takes it; a sample of absorbing pixels is enough, best of pixels
+        around which the thickness hardly changes: light of thin neighbours mixed in by the optics
+        looks like stray light too.
     references : Dataset
         As `fit_components` takes it.
     stated : float
@@ -219,12 +221,13 @@ def estimate_stray(
     best = int(np.argmin(total))
     if best == 0:
         return stated, float("nan")
-    around = slice(max(best - 1, 0), min(best + 2, grid.size))
     if best == grid.size - 1:
-        fraction, error = float(grid[-1]), float("nan")
-    else:
-        curvature, slope, _ = np.polyfit(grid[around], total[around], 2)
-        fraction, error = float(-slope / (2 * curvature)), float(1.0 / np.sqrt(curvature))
+        # No end of it: then it is not stray light that the spectra want, but another model.
+        LOG.warning("the spectra of thick pixels are flattened by more than stray light would do")
+        return stated, float("nan")
+    around = slice(best - 1, best + 2)
+    curvature, slope, _ = np.polyfit(grid[around], total[around], 2)
+    fraction, error = float(-slope / (2 * curvature)), float(1.0 / np.sqrt(curvature))
     # Chi-squared is inflated by what references leave over; a gain must stand out from that too.
     gain = (total[0] - total[best]) / total[best]
     return (fraction, error) if gain > STRAY_GAIN else (stated, float("nan"))

@@ -19,7 +19,7 @@ from make_stacks import make, spectra
 from spectromap import _streaming, batch, cli, pipeline
 from spectromap.config import load_run
 from spectromap.io.results import read_result
-from spectromap.schema import FLAGS, RESULT_GROUPS
+from spectromap.schema import FLAGS, RESULT_GROUPS, InputError
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +240,146 @@ def test_silx_finds_the_default_plot_and_every_group(folder):
         for name in set(RESULT_GROUPS) - {"process"}:
             group = nxdata.NXdata(file[f"/entry/{name}"])
             assert group.is_valid, f"{name}: {group.issues}"
+
+
+def test_shifts_from_a_file_replace_registration(folder, result, tmp_path, capsys):
+    shifts = result["/entry/shifts"].to_dataset()
+    table = shifts[["shift_y", "shift_x", "shift_y_errors", "shift_x_errors"]].to_dataframe()
+    table.to_csv(tmp_path / "shifts.csv", float_format="%.17g")
+    for source in (tmp_path / "shifts.csv", folder / "out" / "result.h5"):
+        run = load_run(folder / "run.yaml", shifts={"file": str(source)})
+        plan = batch.load_plan(run)
+        assert np.array_equal(plan.shifts["shift_y"].values, shifts["shift_y"].values)
+    nearest, energy = 10, str(round(float(shifts.energy[10]), 2))
+    run = load_run(
+        folder / "run.yaml",
+        shifts={"file": str(tmp_path / "shifts.csv"), "corrections": {energy: [100.0, 0.0]}},
+        segment={"enabled": False},
+    )
+    tree = read_result(batch.run(run, tmp_path / "out"))
+    moved = tree["/entry/shifts"]["shift_y"].values - shifts["shift_y"].values
+    moved -= np.median(moved)
+    assert moved[nearest] == pytest.approx(100.0)
+    assert np.abs(np.delete(moved, nearest)).max() < 1e-9
+    assert "particles" not in tree["entry"].children
+    again, before = (t["/entry/maps"]["thickness"].values for t in (tree, result))
+    both = np.isfinite(again) & np.isfinite(before)
+    assert both.mean() > 0.98 * np.isfinite(before).mean()
+    assert np.median(np.abs(again - before)[both]) < 2.0
+    (tmp_path / "bad.csv").write_text("energy,shift_y\n640,1\n")
+    (tmp_path / "run.yaml").write_text(
+        (folder / "run.yaml").read_text() + "shifts: {file: bad.csv}\n"
+    )
+    code = cli.main(["run", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "p")])
+    assert code == 2
+    assert "no column shift_x" in capsys.readouterr().err
+
+
+def test_mask_and_reference_guide_the_registration(folder, made, tmp_path):
+    mask = np.zeros((96, 110), bool)
+    mask[:, :80] = True
+    np.save(tmp_path / "mask.npy", mask)
+    still = make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, drift_px=0.0)
+    write_run(tmp_path / "still", still)
+    known = {
+        "mask": str(tmp_path / "mask.npy"),
+        "reference": str(tmp_path / "still" / "scan.hdf5"),
+    }
+    run = load_run(folder / "run.yaml", shifts=known, segment={"enabled": False})
+    shifts = read_result(batch.run(run, tmp_path / "out"))["/entry/shifts"]
+    found = np.stack([shifts.shift_y.values, shifts.shift_x.values], axis=1) / 10.0
+    error = found - made.shifts_px
+    assert np.median(np.hypot(*error.T)) < 0.1  # the common offset is known too
+    assert shifts.attrs["common_frame"] == "reference"
+
+
+def test_a_region_of_a_scan_serves_as_a_reference(folder, tmp_path):
+    flat = make(seed=4, shape=(60, 60), n_energies=40, photons=20000.0, drift_px=0.0)
+    thickness = np.zeros((60, 60))
+    thickness[15:45, 15:45] = 60.0
+    rng = np.random.default_rng(0)
+    light = np.exp(-thickness * flat.references["mn4"].values[:, None, None])
+    flat.stack.values[:] = rng.poisson(20000 * light)
+    pure = tmp_path / "pure"
+    write_run(pure, flat)
+    references = {
+        "mn4": {
+            "file": str(pure / "scan.hdf5"),
+            "region": [18, 42, 18, 42],
+            "thickness_nm": 60,
+            "thickness_error_nm": 3,
+            "valence": 4,
+        },
+        "mn3": {"file": str(folder / "mn3.csv"), "valence": 3},
+    }
+    run = load_run(folder / "run.yaml", references=references)
+    spectrum = batch.load_plan(run).spectra["mn4"]
+    expected = flat.references["mn4"].values
+    assert spectrum.attrs["units"] == "nm-1"
+    assert "mean of 576 pixels" in spectrum.attrs["treatment"]
+    assert spectrum.attrs["relative_error"] == pytest.approx(0.05)
+    pull = (spectrum.values - expected) / spectrum.coords["errors"].values
+    assert np.sqrt(np.mean(pull**2)) < 2.0
+    assert np.abs(spectrum.values / expected - 1).max() < 0.05
+    references["mn4"]["region"] = [18, 70, 18, 42]
+    with pytest.raises(InputError, match=r"references\.mn4\.region.*reaches outside"):
+        batch.load_plan(load_run(folder / "run.yaml", references=references))
+
+
+def test_the_phase_of_a_reconstruction_is_carried_beside_the_density(made):
+    stack = made.stack
+    phase = 0.004 * (made.t4 + made.t3)
+    yy, xx = np.mgrid[:96, :110]
+    rng = np.random.default_rng(0)
+    objects = np.empty(stack.shape, np.complex64)
+    for k in range(len(objects)):
+        mu4, mu3 = made.references["mn4"].values[k], made.references["mn3"].values[k]
+        modulus = 20.0 * np.exp(-0.5 * (mu4 * made.t4 + mu3 * made.t3))
+        ramp = rng.uniform(-3, 3) + 0.01 * yy - 0.02 * xx
+        noise = rng.normal(0, 0.05, (2, 96, 110))
+        objects[k] = modulus * np.exp(1j * (phase + ramp)) + noise[0] + 1j * noise[1]
+    wave = stack.copy(data=objects)
+    wave.attrs |= {"quantity": "amplitude", "units": "1", "technique": "ptychography"}
+    known = {
+        name: xr.DataArray(
+            values,
+            coords={"energy": ("energy", np.arange(628.0, 662.0, 0.1), {"units": "eV"})},
+            dims="energy",
+            attrs={"units": "nm-1"},
+        )
+        for name, values in spectra(np.arange(628.0, 662.0, 0.1)).items()
+    }
+    options = {"align": {"enabled": False}, "segment": {"enabled": False}}
+    plan = pipeline.Plan(known, "mn3", "Mn L3", options=options)
+    tree = pipeline.analyze(wave, plan)
+    maps = tree["/entry/maps"]
+    assert maps["phase"].attrs["units"] == "rad"
+    error = maps["phase"].values - phase
+    error -= np.median(error[phase < 1e-4])
+    assert np.abs(np.median(error[phase > 0.3])) < 0.01
+    assert np.nanstd(error) < 0.02
+    thick = made.t4 + made.t3 > 50
+    ratio = maps["thickness"].values[thick] / (made.t4 + made.t3)[thick]
+    assert np.median(ratio) == pytest.approx(1, abs=0.03)
+    assert np.isfinite(tree["/entry/spectra"]["mean_phase"].values).all()
+
+
+def test_what_was_left_out_is_counted_in_the_result(made, tmp_path):
+    hurt = make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, energy_shift=0.15)
+    hurt.stack.values[5] = 0  # beam lost
+    hurt.stack.values[9, 70:] = 0  # part way down
+    hurt.stack.values[12, 40, 50] = 1e6  # cosmic ray
+    hurt.stack.values[20, :60] *= 1.04  # top-up
+    write_run(tmp_path, hurt)
+    run = load_run(tmp_path / "run.yaml", segment={"enabled": False})
+    tree = read_result(batch.run(run, tmp_path / "out"))
+    found = tree["/entry/spectra"]
+    assert list(np.flatnonzero(found["lost_samples"].values)) == [5]
+    # The row in which the beam went may be hurt as well.
+    assert found["bad_row_samples"].values[9] in (26 * 110, 27 * 110)
+    assert found["spike_samples"].values[12] == 1
+    assert found["bad_row_samples"].values[20] >= 30 * 110
+    warnings = tree["/entry/process"].attrs["warnings"]
+    assert "frames without beam" in warnings
+    assert "I0 steps part way down" in warnings
+    assert np.isfinite(tree["/entry/maps"]["thickness"].values).mean() > 0.85
