@@ -182,6 +182,16 @@ def test_cluster_spectra_hold_the_truth_within_their_errors(three_regions):
     assert np.abs(pulls.mean(axis=(0, 2))).max() < 0.25
 
 
+def test_pixels_without_data_do_not_spoil_the_spectra_of_clusters(three_regions):
+    od, region = three_regions
+    made = measured(od, 500.0, seed=1)
+    made["transmission"].values[4:, :6] = np.nan  # where the field drifted away
+    found = explore.cluster_spectra(made, 3)
+    assert (found.label.values[:6] == 0).all()
+    truth = np.array([od[:, region == k][:, 0] for k in (1, 2, 3)])
+    assert np.abs(found.optical_density.values - truth).max() < 0.02
+
+
 def test_the_error_of_i0_is_kept_apart_from_the_photons(three_regions):
     od, _ = three_regions
     found = explore.cluster_spectra(measured(od, 500.0, seed=3, i0_error=0.02), 3)

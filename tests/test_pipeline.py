@@ -266,11 +266,11 @@ def test_shifts_from_a_file_replace_registration(folder, result, tmp_path, capsy
     both = np.isfinite(again) & np.isfinite(before)
     assert both.mean() > 0.98 * np.isfinite(before).mean()
     assert np.median(np.abs(again - before)[both]) < 2.0
-    (tmp_path / "bad.csv").write_text("energy,shift_y\n640,1\n")
-    (tmp_path / "run.yaml").write_text(
+    (folder / "bad.csv").write_text("energy,shift_y\n640,1\n")
+    (folder / "bad.yaml").write_text(
         (folder / "run.yaml").read_text() + "shifts: {file: bad.csv}\n"
     )
-    code = cli.main(["run", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "p")])
+    code = cli.main(["run", "--config", str(folder / "bad.yaml"), "--out", str(tmp_path / "p")])
     assert code == 2
     assert "no column shift_x" in capsys.readouterr().err
 

@@ -156,7 +156,9 @@ def _mean_spectra(pixels: Pixels, label: Label, number: Index) -> tuple[Array, A
     classes = np.arange(1, number.size + 1)
     for slab, start, where in pixels.blocks():
         member = (label[where, None] == classes).astype(np.float32)
-        sums += pixels.densities(slab, (start, start + len(member))) @ member
+        densities = pixels.densities(slab, (start, start + len(member)))
+        # Pixels without data belong nowhere, but NaN times nothing is NaN.
+        sums += np.where(member.any(axis=1), densities, 0.0) @ member
     labels = label.reshape(pixels.shape)
     factor = np.stack([mean_noise_factor(pixels, labels == k) for k in classes], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
