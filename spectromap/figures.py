@@ -739,7 +739,7 @@ def mean_spectrum(tree: xr.DataTree) -> Figure | None:
     axes = panels[:, 0]
     energy = spectra["energy"].values
     mean, errors = _numbers(spectra, "mean_od"), _errors(spectra, "mean_od")
-    _points(axes[0], energy, mean, errors, label=f"mean of the particles (±1{SIGMA})")
+    _points(axes[0], energy, mean, errors, label=f"mean of absorbing pixels (±1{SIGMA})")
     if "mean_fit" in spectra:
         fit = _numbers(spectra, "mean_fit")
         axes[0].plot(energy, fit, color=RED, label="fit", zorder=3)

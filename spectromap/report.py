@@ -75,7 +75,7 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
     ),
     "mean_spectrum": (
         "Mean spectrum and references",
-        "Mean optical density over all particle pixels with its fit; bars are 1-sigma random errors"
+        "Mean optical density of absorbing pixels, not the thickest, with its fit; bars are 1-sigma random errors"
         " of the mean. Middle: measured minus fitted. Bottom: the references as the fit used"
         " them.",
         True,
@@ -531,7 +531,13 @@ def _energy_card(groups: Mapping[str, xr.Dataset]) -> dict[str, Any] | None:
     if not math.isfinite(shift):
         return None
     text = format_value(shift, _scalar(spectra, "energy_shift_errors"))
-    return _card("Energy shift", f"{text} eV", "true = recorded + shift")
+    notes = ["true = recorded + shift"]
+    if spectra.attrs.get("resolution") == "broadened":
+        width = format_value(_scalar(spectra, "broadening"), digits=2)
+        notes.append(f"references broadened by {width} eV")
+    if spectra.attrs.get("resolution") == "sharper":
+        notes.append("the sample's lines are sharper than the references'")
+    return _card("Energy shift", f"{text} eV", *notes)
 
 
 # --- what was flagged --------------------------------------------------------------------------
