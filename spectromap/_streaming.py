@@ -21,6 +21,8 @@ from spectromap.schema import pixel_size
 IN_MEMORY_BYTES = 256 * 2**20
 #: Rows of one slab are chosen so that a slab of all energies has about this size.
 SLAB_BYTES = 48 * 2**20
+#: Maps on the disk are read and written in pieces of about this size.
+CHUNK_BYTES = 16 * 2**20
 #: Guess of how many maps a fit makes, to decide where they are kept.
 EXPECTED_MAPS = 26
 
@@ -192,11 +194,12 @@ class MapStore:
         """The whole maps; those on the disk are read anew each time they are used."""
         result = xr.Dataset(coords={"y": self.stack.y, "x": self.stack.x}, attrs=self._common)
         for name, kept in self._kept.items():
-            variable = (
-                lazily(kept, ("y", "x"))
-                if isinstance(kept, ScratchArray)
-                else xr.Variable(("y", "x"), kept)
-            )
+            if isinstance(kept, ScratchArray):
+                # In chunks, so that whoever writes them never holds more than a few.
+                rows = max(1, CHUNK_BYTES // (kept.dtype.itemsize * kept.shape[1]))
+                variable = lazily(kept, ("y", "x")).chunk({"y": rows})
+            else:
+                variable = xr.Variable(("y", "x"), kept)
             result[name] = variable
             result[name].attrs = self._attrs[name]
         return result

@@ -1,15 +1,17 @@
 """Energy calibration: where the references lie on the stack's energy axis, and how sharp it is.
 
 One mean spectrum is fitted by the references, moved by a shift and, if wanted, a scale and a
-common Gaussian broadening. Beside the amounts and a constant the fit has a term in the square of
-the optical density, which is what stray light, blur and uneven thickness do to leading order, so
-that they are not taken for broadening. What the references cannot describe is a correlated error
-in proportion to their white lines; its size and range are estimated from the residual, and
-with it the weights and the standard errors.
+common Gaussian broadening. Beside the amounts and a constant the fit has the products of the
+references two by two: stray light and amounts that vary inside the point spread function add them
+to leading order, ``-ln<exp(-m)> = <m> - var(m) / 2``, and they would be taken for a shift and for
+broadening. The monochromator averages transmission too, which its line width tells. What the
+references cannot describe is a correlated error; its size, range and place are estimated from the
+residual, and with it the weights and the standard errors.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +30,13 @@ Array = NDArray[np.float64]
 Resolution = Literal["matched", "broadened", "sharper"]
 
 #: Mean spectra thicker than this carry saturation, not energy, in their shape.
-MAX_OD = 2.0
+MAX_OD = 3.0
+#: FWHM in eV of the monochromator's line, where it is not told; soft X-ray microscopes have 0.1-0.3.
+USUAL_LINE_EV = 0.2
+#: Relative error of the correction for it, which knows mean amounts and the second order only.
+LINE_ERROR = 0.5
+#: What the expansions leave of a shift, in eV.
+LEAST_ERROR_EV = 0.001
 #: Points beyond the number of unknowns that the fit needs, and with which it gets more unknowns.
 SPARE_POINTS, MANY_SPARE_POINTS = 4, 12
 #: A shift less certain than this is worse than the axis of most beamlines.
@@ -43,9 +51,11 @@ GRID_STEP_EV, PROBE_EV = 0.1, 0.12
 SIGNIFICANT, LEAST_WIDTH_EV = 4.0, 0.1
 #: A scale whose error moves the ends of the axis by more than this, or that no monochromator has.
 MAX_SCALE_ERROR_EV, MAX_SCALE_CHANGE = 0.1, 0.02
-#: Relative misfit of the references and its range in eV: what is tried.
-MISFITS = tuple(1e-3 * 2.0**k for k in range(7))
+#: Relative misfit of the references, its range in eV, and its size away from the white lines as a
+#: share of that on the highest: what is tried.
+MISFITS = tuple(1e-3 * 2.0**k for k in range(8))
 RANGES_EV = (0.2, 0.4, 0.8, 1.6)
+FLOORS = (0.0, 0.1, 0.5)
 
 
 class References(Protocol):
@@ -98,6 +108,7 @@ def calibrate_energy(
     od: Array,
     od_errors: Array,
     references: References,
+    line_width_eV: float | None = None,
     *,
     enabled: bool = True,
     max_shift_eV: float = 1.5,
@@ -111,11 +122,14 @@ def calibrate_energy(
     Parameters
     ----------
     od, od_errors : ndarray, shape (n_energy,)
-        Mean optical density of thin absorbing pixels (below about 1 at the highest peak) and its
-        standard error; NaN is left out, and what lies above `MAX_OD`.
+        Mean optical density of absorbing pixels (up to about 3 at the highest peak of each) and
+        its standard error; NaN is left out, and what lies above `MAX_OD`.
     references : callable
         From shift in eV, scale, and broadening (FWHM in eV) to the reference set on the stack's
         energies.
+    line_width_eV : float, optional
+        FWHM of the line of the monochromator with which the stack was recorded; by default
+        `USUAL_LINE_EV`.
     enabled : bool
         False takes energies and resolution as they are.
     max_shift_eV : float
@@ -145,7 +159,8 @@ def calibrate_energy(
     )
     if not enabled:
         return Calibration()
-    fit = _Fit(od, od_errors, references, max_shift_eV)
+    line = USUAL_LINE_EV if line_width_eV is None else line_width_eV
+    fit = _Fit(od, od_errors, references, max_shift_eV, line)
     if shift_eV is not None:
         usable = fit_resolution and fit.spare >= SPARE_POINTS
         return _told(fit.resolved(given, ())) if usable else given
@@ -183,11 +198,13 @@ def _refused(reason: str) -> Calibration:
 class _Fit:
     """Generalised least squares of one spectrum by the references."""
 
-    def __init__(self, od: Array, errors: Array, references: References, reach: float) -> None:
+    def __init__(
+        self, od: Array, errors: Array, references: References, reach: float, line: float
+    ) -> None:
         known = np.isfinite(od) & np.isfinite(errors) & (errors > 0)
         self.good = known & (np.where(known, od, np.inf) < MAX_OD)
         self.od, self.variance = od[self.good], errors[self.good] ** 2
-        self.make, self.reach = references, reach
+        self.make, self.reach, self.line_variance = references, reach, line**2
         first = references(0.0, 1.0, 0.0)
         energy = np.asarray(first.energy.values, dtype=float)
         self.energy, self.middle = energy[self.good], 0.5 * (energy[0] + energy[-1])
@@ -217,14 +234,15 @@ class _Fit:
         count = len(self.names)
         columns, target = np.column_stack([values, np.ones(len(values))]), self.od
         amounts = self._solve(columns, target)
-        if variance > 0:
-            # The beam averages transmission, not optical density: to second order
-            # -ln<exp(-m)> = <m> - var(m)/2, with var(m) the slope squared times the line's.
-            target = target + 0.5 * variance / FWHM_PER_SIGMA**2 * (slopes @ amounts[:count]) ** 2
+        # The line averages transmission, not optical density: var(m) is slope squared times its.
+        line = max(self.line_variance + variance, 0.0) / FWHM_PER_SIGMA**2
+        target = target + 0.5 * line * (slopes @ amounts[:count]) ** 2
         lines = values @ amounts[:count]
         lines = lines - lines.min()
         if self.spare >= MANY_SPARE_POINTS:
-            columns = np.column_stack([columns, lines**2])
+            parts = values - values.min(axis=0)
+            first, second = np.triu_indices(count)
+            columns = np.column_stack([columns, parts[:, first] * parts[:, second]])
         return columns, self._solve(columns, target), lines, target
 
     def _by_variance(self, at: Calibration, variance: float, values: Array) -> Array:
@@ -261,7 +279,7 @@ class _Fit:
 
     def estimate_misfit(self, design: Array, lines: Array, target: Array) -> None:
         """Size and range of the misfit by restricted likelihood; sets the covariance."""
-        tried = list(self._candidates(lines))
+        tried = list(self._candidates(lines, target))
         values = np.array([_likelihood(c, design, target, restricted=True) for _, c in tried])
         # Few points tell little about the misfit: average over what is likely, lest the error
         # be that of the luckiest guess.
@@ -270,13 +288,15 @@ class _Fit:
         self.covariance = np.tensordot(shares, [c for _, c in tried], 1)
         self.misfit = math.sqrt(shares @ [size**2 for size, _ in tried])
 
-    def _candidates(self, lines: Array) -> Iterator[tuple[float, Array]]:
-        """Sizes of the misfit, with the covariances they and some ranges make."""
-        noise = np.diag(self.variance)
+    def _candidates(self, lines: Array, target: Array) -> Iterator[tuple[float, Array]]:
+        """Sizes of the misfit, with the covariances they, some ranges and places make."""
+        correction = LINE_ERROR * (target - self.od)
+        noise = np.diag(self.variance) + np.outer(correction, correction)
         yield 0.0, noise
         distance = self.energy[:, None] - self.energy[None, :]
-        for reach in RANGES_EV:
-            alike = np.outer(lines, lines) * np.exp(-0.5 * (distance / reach) ** 2)
+        for floor, reach in itertools.product(FLOORS, RANGES_EV):
+            place = lines + floor * lines.max()
+            alike = np.outer(place, place) * np.exp(-0.5 * (distance / reach) ** 2)
             for size in MISFITS:
                 yield size, noise + size**2 * alike
 
@@ -313,7 +333,7 @@ class _Fit:
             at, variance, errors = self._descend(at, variance, free)
         at = replace(at, misfit=self.misfit)
         if "shift" in free:
-            at = replace(at, shift_error=errors["shift"])
+            at = replace(at, shift_error=math.hypot(errors["shift"], LEAST_ERROR_EV))
         if "scale" in free:
             at = replace(at, scale_error=errors["scale"])
         if "variance" in free:
@@ -370,7 +390,7 @@ class _Fit:
     def likelihood(self, at: Calibration) -> float:
         """Minus twice the log-likelihood, with the misfit that suits it best."""
         columns, _, lines, target = self.linear(at, _signed_square(at))
-        covariances = [covariance for _, covariance in self._candidates(lines)]
+        covariances = [covariance for _, covariance in self._candidates(lines, target)]
         return min(_likelihood(covariance, columns, target) for covariance in covariances)
 
     def checked_scale(self, found: Calibration, fit_resolution: bool) -> Calibration:
@@ -420,7 +440,8 @@ def _likelihood(
 
 
 def _signed_square(at: Calibration) -> float:
-    width = np.nan_to_num(at.width_difference_eV) if at.resolution != "matched" else 0.0
+    """The difference that was fitted, significant or not: the shift goes with it."""
+    width = np.nan_to_num(at.width_difference_eV)
     return float(width * abs(width))
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ class ScratchArray(BackendArray):
     def __init__(self, folder: str | os.PathLike[str], shape: tuple[int, ...], dtype: Any) -> None:
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
         self.filter: Filter | None = None
+        self._lock = threading.Lock()
         self._where = Path(folder)
         try:
             self._file: Any = tempfile.TemporaryFile(  # noqa: SIM115 - lives as long as the array
@@ -92,23 +94,25 @@ class ScratchArray(BackendArray):
     def _write_at(self, offset: int, values: NDArray[Any]) -> None:
         view = values.data.cast("B")
         try:
-            self._file.seek(offset)
-            done = 0
-            while done < len(view):
-                done += self._file.write(view[done:]) or 0
+            with self._lock:
+                self._file.seek(offset)
+                done = 0
+                while done < len(view):
+                    done += self._file.write(view[done:]) or 0
         except OSError as error:
             raise self._failed(error) from error
 
     def _read_at(self, offset: int, result: NDArray[Any]) -> None:
         view = result.data.cast("B")
-        self._file.seek(offset)
-        done = 0
-        while done < len(view):
-            count = self._file.readinto(view[done:])
-            if not count:  # never written: a file with holes ends early
-                view[done:] = bytes(len(view) - done)
-                return
-            done += count
+        with self._lock:
+            self._file.seek(offset)
+            done = 0
+            while done < len(view):
+                count = self._file.readinto(view[done:])
+                if not count:  # never written: a file with holes ends early
+                    view[done:] = bytes(len(view) - done)
+                    return
+                done += count
 
     def __getitem__(self, key: Any) -> Any:
         return indexing.explicit_indexing_adapter(
