@@ -31,7 +31,7 @@ Resolution = Literal["matched", "broadened", "sharper"]
 
 #: Mean spectra thicker than this carry saturation, not energy, in their shape.
 MAX_OD = 3.0
-#: FWHM in eV of the monochromator's line, where it is not told; soft X-ray microscopes have 0.1-0.3.
+#: FWHM in eV of the line of the monochromator where it is not told; 0.1 to 0.3 is usual.
 USUAL_LINE_EV = 0.2
 #: Relative error of the correction for it, which knows mean amounts and the second order only.
 LINE_ERROR = 0.5

@@ -453,6 +453,7 @@ class _Run(_Setting):
             spectra["mean_od"].values,
             spectra["mean_od_errors"].values,
             self.reference_set,
+            self.plan.instrument.spectral_fwhm_eV,
             **self.plan.of("energy"),
         )
         for name, value, units, text in (
