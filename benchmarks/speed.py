@@ -135,8 +135,8 @@ def tasks(stack: xr.DataArray) -> dict[str, tuple[str, Callable[[], object]]]:
         return absorption.optical_density(absorption.transmission(stack, i0))
 
     return {
-        "shifts": ("T1", lambda: align.register(stack, sets[2])),
-        "shifts, fast": ("T1", lambda: align.register(stack, sets[2], fast=True)),
+        "shifts": ("T1", lambda: align.register(stack)),
+        "shifts, fast": ("T1", lambda: align.register(stack, fast=True)),
         "optical density": ("T2", density),
         "fit, 2 references": ("T2", lambda: unmix.fit_components(measured, sets[2])),
         "fit, 3 references": ("T2", lambda: unmix.fit_components(measured, sets[3])),

@@ -87,7 +87,6 @@ def zero_shifts(stack: xr.DataArray) -> xr.Dataset:
 
 def register(
     stack: xr.DataArray,
-    references: xr.Dataset | None = None,
     dark_counts: float = 0.0,
     mask: xr.DataArray | None = None,
     reference: xr.DataArray | None = None,
@@ -106,8 +105,6 @@ def register(
     ----------
     stack : DataArray, dims (energy, y, x)
         Counts, amplitudes or optical density; each frame is read once. NaN: no data.
-    references : Dataset, optional
-        Not needed: the spectrum of the stack is found along with its shifts.
     dark_counts : float
         Counts without light, per pixel and frame.
     mask : DataArray of bool, dims (y, x), optional

@@ -360,7 +360,6 @@ class _Run(_Setting):
             LOG.info("registering frames")
             shifts = align.register(
                 small,
-                None,
                 dark * binning**2,
                 self._align_mask(),
                 plan.align_reference,

@@ -76,8 +76,8 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
     "mean_spectrum": (
         "Mean spectrum and references",
         "Mean optical density of absorbing pixels, not the thickest, with its fit; bars are 1-sigma"
-        " random errors of the mean. Middle: measured minus fitted. Bottom: the references as the fit used"
-        " them.",
+        " random errors of the mean. Middle: measured minus fitted. Bottom: the references as the"
+        " fit used them.",
         True,
     ),
     "profiles": (
