@@ -7,6 +7,7 @@ loop runs over pixels, and exponentials and logarithms are plain arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -29,7 +30,29 @@ def compiled(function: Function) -> Function:
     The machine code is kept on the disk beside the source, or in the user's cache folder.
     """
     make = njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-    return cast(Function, make(function))
+    dispatcher: Any = make(function)
+    _forgive(dispatcher._cache)
+    return cast(Function, dispatcher)
+
+
+def _forgive(cache: Any) -> None:
+    """Let no run fail for want of machine code on the disk: it can be made again."""
+    save, load = cache.save_overload, cache.load_overload
+
+    def save_if_possible(signature: Any, data: Any) -> None:
+        try:
+            save(signature, data)
+        except Exception:  # a full disk, a folder that may not be written, a damaged index
+            with suppress(OSError):
+                cache.flush()  # half of it may be there
+
+    def load_if_possible(signature: Any, context: Any) -> Any:
+        try:
+            return load(signature, context)
+        except Exception:  # damaged, or written by another version: there is no telling how
+            return None
+
+    cache.save_overload, cache.load_overload = save_if_possible, load_if_possible
 
 
 def inlined(function: Function) -> Function:

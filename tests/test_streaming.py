@@ -3,6 +3,9 @@
 import gc
 import os
 import resource
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,3 +139,24 @@ def test_maps_grow_by_slabs(tmp_path, monkeypatch, on_disk):
     for name in whole:
         assert maps[name].dtype == whole[name].dtype
         assert np.array_equal(maps[name].values, whole[name].values)
+
+
+def test_machine_code_that_cannot_be_kept_does_not_stop_a_run(tmp_path):
+    code = (
+        "import numpy as np; from spectromap._numerics import sample_shifted;"
+        "print(sample_shifted(np.ones((9, 9)), 0.5, 0.5)[4, 4])"
+    )
+    run = f"ulimit -f 2; exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):  # the second time there may be half of it
+        done = subprocess.run(
+            ["bash", "-c", run], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) == pytest.approx(1.0)
+    for kept in tmp_path.rglob("*.nb*"):
+        kept.write_bytes(b"nonsense")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
