@@ -18,37 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from spectromap._unmix_kernel import (
-    BASIS,
-    COMMON,
-    COVARIANCE,
-    DARK,
-    ENERGIES,
-    ENERGY_COLUMNS,
-    ERROR,
-    FRACTION,
-    I0,
-    KNOWN,
-    KNOWN_OD,
-    MAX_COMPONENTS,
-    MAX_PARAMETERS,
-    MIN_TRANSMISSION,
-    NORMAL,
-    PATTERN,
-    QUALITY,
-    RAISED,
-    RIGHT,
-    SCALE,
-    SHARED,
-    SHIFTS,
-    SHOWN,
-    SLOPES,
-    THICKNESS,
-    UNUSED,
-    Shared,
-    fit_pixels,
-    make_scratch,
-)  # fmt: skip
+from spectromap import _unmix_kernel as kernel
 from spectromap.schema import FLAGS, LOG, InputError, check_stack, component_names
 
 __all__ = ["estimate_stray", "fit_components", "fit_spectrum"]
@@ -63,7 +33,7 @@ STRAY_GAIN = 0.01
 #: A column this small a part of which is its own cannot be told from the others.
 COLLINEAR = 1e-6
 #: Energies count as alike if no reference differs by more than this part of its range ...
-ALIKE = 0.03
+ALIKE = 0.05
 #: ... and the sloping baseline by this part.
 ALIKE_SLOPE = 0.15
 
@@ -147,24 +117,25 @@ def fit_components(
     chapters 20 to 23 (equality constraint, non-negative solution).
     """
     stack = absorption["transmission"]
-    check_stack(stack.assign_attrs(quantity="optical_density"), name="absorption")
+    quantity: Any = stack.attrs.get("quantity")
+    check_stack(stack, [quantity], name="absorption")
     design = _design_of(absorption, references, baseline, sum_to_one)
     moving = shift_errors is not None and log_gradient is not None
     shifts = np.zeros((stack.shape[0], 2)) if shift_errors is None else np.asarray(shift_errors)
     frames = _frames_of(absorption, references, design, energy_shift_errors, shifts)
     limits = {
         "stray": np.float32(stray_fraction),
-        "ceiling": np.float32(np.inf if max_od is None else max_od),
+        "lowest": np.float32(-np.inf if max_od is None else -max_od / kernel.LN2),
         "rejected": np.float32(reject_chi2),
     }
-    shared = _shared(design, frames, {"constrained": sum_to_one, "moving": moving, **limits})
+    shared = _shared(design, frames, moving=moving, **limits)
     names = _map_names(design.components)
     pixels = int(np.prod(stack.shape[1:]))
     values = np.ascontiguousarray(stack.values, dtype=np.float32).reshape(-1, pixels)
     maps = np.empty((len(names), pixels), dtype=np.float32)
     flags = np.empty(pixels, dtype=np.int32)
-    scratch = make_scratch(len(shared.order), len(shared.ends))
-    fit_pixels(values, _motion(log_gradient, stack.shape), shared, scratch, maps, flags)
+    motion = _motion(log_gradient, stack.shape)
+    kernel.fit_pixels(values, motion, shared, kernel.make_scratch(shared, len(names)), maps, flags)
     units = "nm" if references.attrs.get("units") == "nm-1" else "1"
     coords = {"y": stack.y, "x": stack.x}
     result: dict[str, Any] = {
@@ -277,23 +248,17 @@ def _units_of(name: str, units: str) -> str:
     return units if "thickness" in name else "1"
 
 
-def _map_names(components: tuple[str, ...]) -> dict[str, int]:
-    """Maps and the rows in which the compiled loops have them; the largest OD comes last."""
-    rows: dict[str, int] = {}
+def _map_names(components: tuple[str, ...]) -> list[str]:
+    """Maps in the order in which the compiled loops have them."""
+    kinds = ("fraction", "fraction_errors", "fraction_systematic", "fraction_nonnegative")
+    totals = ((), ("thickness_errors",), ("thickness_systematic",), ("thickness_nonnegative",))
+    names: list[str] = []
+    for kind, total in zip(kinds, totals, strict=True):
+        names += [*(f"{name}_{kind}" for name in components), *total]
+    names += [*(f"{name}_thickness" for name in components), "thickness"]
     for k, name in enumerate(components):
-        rows[f"{name}_fraction"] = FRACTION + k
-        rows[f"{name}_fraction_errors"] = ERROR + k
-        rows[f"{name}_fraction_systematic"] = COMMON + k
-        rows[f"{name}_fraction_nonnegative"] = SHOWN + k
-        rows[f"{name}_thickness"] = THICKNESS + k
-        for i, other in enumerate(components[k:], k):
-            rows[f"{name}_{other}_covariance"] = COVARIANCE + i * (i + 1) // 2 + k
-    rows["thickness"] = THICKNESS + MAX_COMPONENTS
-    rows["thickness_errors"] = ERROR + MAX_COMPONENTS
-    rows["thickness_systematic"] = COMMON + MAX_COMPONENTS
-    rows["thickness_nonnegative"] = SHOWN + MAX_COMPONENTS
-    last = ("offset", "chi2", "residual", "samples_used", "max_od")
-    return rows | {name: QUALITY + k for k, name in enumerate(last)}
+        names += [f"{other}_{name}_covariance" for other in components[: k + 1]]
+    return [*names, "offset", "chi2", "residual", "samples_used", "max_od"]
 
 
 def _columns(references: xr.Dataset, baseline: Baseline) -> Array:
@@ -331,9 +296,9 @@ def _design_of(
             remedy="Make them with reference_set(..., energy=stack.energy.values, ...).",
         )
     columns, count = _columns(references, baseline), len(components)
-    if count > MAX_COMPONENTS:
+    if count > kernel.MAX_COMPONENTS:
         raise InputError(
-            f"{count} references; the fit takes up to {MAX_COMPONENTS}",
+            f"{count} references; the fit takes up to {kernel.MAX_COMPONENTS}",
             where="references",
             remedy="Leave out or join those that are alike.",
         )
@@ -443,103 +408,85 @@ def _classes(design: _Design, used: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     if np.ptp(design.columns[:, -1]) > 0 and design.columns.shape[1] - _n_free(design) == 2:
         features = np.column_stack([features, design.columns[:, -1] / ALIKE_SLOPE])
     members: list[list[int]] = []
+    lowest, highest = np.empty((2, len(used), features.shape[1]))
     for k in used:
-        for group in members:
-            if np.ptp(features[[*group, k]], axis=0).max() <= 1.0:
-                group.append(int(k))
-                break
+        low = np.minimum(lowest[: len(members)], features[k])
+        high = np.maximum(highest[: len(members)], features[k])
+        fits = np.flatnonzero(((high - low) <= 1.0).all(axis=1))
+        if fits.size:
+            group = int(fits[0])
+            members[group].append(int(k))
+            lowest[group], highest[group] = low[group], high[group]
         else:
+            lowest[len(members)] = highest[len(members)] = features[k]
             members.append([int(k)])
     return [np.array(group, dtype=np.intp) for group in members]
 
 
-def _packed(values: Array, shape: tuple[int, ...], fill: float = 0.0) -> Samples:
-    """Values in single precision in the corner of a larger array."""
-    result = np.full(shape, fill, dtype=np.float32)
-    result[tuple(slice(n) for n in np.shape(values))] = values
+def _factors(values: Array) -> Samples:
+    """Factors of sums over energies or classes, (sum, energy), padded with zeros."""
+    count, sums = values.shape
+    result = np.zeros((sums + sums % 2, count + -count % kernel.ENERGIES), dtype=np.float32)
+    result[:sums, :count] = values.T
     return result
 
 
-def _rows_of(first: int, positions: list[int], *, pairs: bool = False) -> NDArray[np.intp]:
-    """Rows of the kernel's sums for all parameters or pairs of them, an even number."""
-    rows = positions
-    if pairs:
-        rows = [i * (i + 1) // 2 + j for n, i in enumerate(positions) for j in positions[: n + 1]]
-    return np.array([*(first + r for r in rows), *[UNUSED] * (len(rows) % 2)], dtype=np.intp)
+def _class_means(frames: _Frames, classes: list[NDArray[np.intp]], values: Array) -> Array:
+    """Means over the classes of energies, weighted by photons, (class, ...)."""
+    weights = [frames.scale[group] / frames.scale[group].sum() for group in classes]
+    return np.array([w @ values[g] for w, g in zip(weights, classes, strict=True)])
 
 
-def _positions(design: _Design) -> list[int]:
-    """Where the kernel has the parameters: components from 0 on, baseline from 4 on."""
-    free, size = _n_free(design), design.columns.shape[1]
-    return [*range(free), *range(MAX_COMPONENTS, MAX_COMPONENTS + size - free)]
-
-
-def _class_sums(
-    design: _Design, frames: _Frames, basis: Array, classes: list[NDArray[np.intp]]
-) -> dict[str, Array]:
-    """Photons of every class of energies, and means weighted by them."""
-    total = np.array([frames.scale[group].sum() for group in classes])
-
-    def mean(values: Array) -> Array:
-        return np.array(
-            [frames.scale[g] @ values[g] / t for g, t in zip(classes, total, strict=True)]
-        )
-
-    photons = np.array([frames.photons[group].sum() for group in classes])
-    return {
-        "basis": mean(basis), "known": mean(design.known), "dark": mean(frames.dark),
-        "scale": total, "photons": photons,
-    }  # fmt: skip
-
-
-def _shared(design: _Design, frames: _Frames, options: dict[str, Any]) -> Shared:
+def _shared(design: _Design, frames: _Frames, *, stray: np.float32, **limits: Any) -> kernel.Shared:
     """Collect what the compiled loops need."""
     basis, back = _orthonormal(design.columns, frames.scale)
     classes = _classes(design, np.flatnonzero(frames.scale > 0))
-    order, means = np.concatenate(classes), _class_sums(design, frames, basis, classes)
-    size, positions = basis.shape[1], _positions(design)
-    pairs = [means["basis"][:, i] * means["basis"][:, j] for i in range(size) for j in range(i + 1)]
-    product_rows = _rows_of(NORMAL, positions, pairs=True)
-    if options["constrained"]:
-        pairs += [means["basis"][:, i] * means["known"] for i in range(size)]
-        product_rows = np.append(product_rows[: len(pairs) - size], _rows_of(KNOWN, positions))
-        product_rows = np.append(product_rows, [UNUSED] * (len(product_rows) % 2)).astype(np.intp)
-    energies, groups = (n + -n % ENERGIES for n in (len(order), len(classes)))
-    table = np.zeros((len(order), ENERGY_COLUMNS), dtype=np.float32)
-    table[:, KNOWN_OD], table[:, SCALE] = design.known[order], frames.scale[order]
-    table[:, DARK], table[:, I0] = frames.dark[order], frames.i0_variance[order]
-    table[:, [BASIS + p for p in positions]] = basis[order]
-    table[:, SLOPES : SLOPES + len(design.components)] = frames.slopes[order]
-    table[:, SHIFTS:] = frames.shift_variance[order]
-    floor = np.maximum(2.0 / means["photons"], MIN_TRANSMISSION) * (1.0 - options["stray"])
-    four, even = (MAX_COMPONENTS, MAX_COMPONENTS), size + size % 2
-    offset = np.zeros(MAX_PARAMETERS)
-    offset[positions] = design.offset @ back
-    return Shared(
+    order, size = np.concatenate(classes), basis.shape[1]
+    i, j = np.tril_indices(size)
+    products = [basis[:, i] * basis[:, j]]
+    constrained, moved = bool(design.constant.any()), bool(frames.slopes.any())
+    if constrained:
+        products.append(basis * design.known[:, None])
+    slopes = sum(part.shape[1] for part in products)
+    if moved:
+        products += [basis * slope[:, None] for slope in frames.slopes.T]
+    table = np.zeros((len(order), kernel.ENERGY_COLUMNS), dtype=np.float32)
+    table[:, kernel.KNOWN_LOG], table[:, kernel.SCALE] = (
+        -design.known[order] / kernel.LN2,
+        frames.scale[order],
+    )
+    table[:, kernel.DARK], table[:, kernel.I0] = frames.dark[order], frames.i0_variance[order]
+    table[:, [kernel.SHIFT_Y, kernel.SHIFT_X]] = frames.shift_variance[order] * kernel.LN2**2
+    table[:, kernel.BASIS : kernel.BASIS + size] = -basis[order] / kernel.LN2
+    photons, total = (
+        np.array([values[group].sum() for group in classes])
+        for values in (frames.photons, frames.scale)
+    )
+    floor = np.maximum(2.0 / photons, kernel.MIN_TRANSMISSION) * (1.0 - stray)
+    known, dark, columns, means = (
+        _class_means(frames, classes, values)
+        for values in (design.known, frames.dark, basis, np.column_stack(products))
+    )
+    return kernel.Shared(
         order=order,
         ends=np.cumsum([len(group) for group in classes]),
         energies=table,
-        columns=_packed(basis[order].T, (even, energies)),
-        classes=np.column_stack([means["known"], means["scale"], means["dark"], floor]).astype(
-            np.float32
-        ),
-        products=_packed(np.array(pairs), (len(pairs) + 2, groups)),
-        class_columns=_packed(means["basis"].T, (even, groups)),
-        product_rows=product_rows,
-        pair_rows=_rows_of(SHARED, positions, pairs=True),
-        right_rows=_rows_of(RIGHT, positions),
-        pattern_rows=_rows_of(PATTERN, positions),
-        amounts=_packed((design.amounts @ back)[:, : _n_free(design)], four),
-        constant=_packed(design.constant, four[:1]),
-        rescaled=_packed(design.rescaled.T, four),
-        scale_errors=_packed(frames.scale_errors, four[:1]),
-        unused=_packed(np.zeros(len(design.components)), four[:1], 1.0),
-        offset=_packed(offset, (MAX_PARAMETERS + 1,)),
-        rows=np.array(list(_map_names(design.components).values()), dtype=np.intp),
-        size=np.float32(size),
+        columns=_factors(basis[order]),
+        classes=np.column_stack([known, total, dark, floor]).astype(np.float32),
+        class_columns=_factors(columns),
+        products=_factors(means),
+        known=len(i) if constrained else 0,
+        slopes=slopes if moved else 0,
+        amounts=(design.amounts @ back).astype(np.float32),
+        constant=design.constant.astype(np.float32),
+        rescaled=design.rescaled.astype(np.float32),
+        scale_errors=frames.scale_errors.astype(np.float32),
+        offset=(design.offset @ back).astype(np.float32),
+        stray=stray,
         frames=np.float32(frames.measured),
-        bits=np.array([FLAGS[name] for name in RAISED], dtype=np.int32),
-        **options,
+        least=np.float32(0.5 if constrained else -np.inf),
+        bits=np.array([FLAGS[name] for name in kernel.RAISED], dtype=np.int32),
+        **limits,
     )
 
 
