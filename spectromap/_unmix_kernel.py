@@ -37,9 +37,9 @@ MAX_COMPONENTS, MAX_BASELINE = 4, 2
 MAX_PARAMETERS = MAX_COMPONENTS + MAX_BASELINE
 MIN_TRANSMISSION = F32(1e-4)
 ROUNDS = 30
-#: Once a step of Fisher scoring is this small, what it leaves over is below 0.01 sigma: scoring
-#: converges quadratically, and the constant follows from the change of optical density. Where the
-#: model does not describe the data, sigma grows with the root of the reduced chi-squared.
+#: Once the squared length of a step of Fisher scoring is this small, what it leaves over is below
+#: 0.01 sigma: scoring converges quadratically, and the constant follows from the change of optical
+#: density. Where the model does not describe the data, sigma is scaled by chi-squared: below 0.03.
 STEP_PER_PHOTON, MAX_STEP = F32(0.02), F32(0.5)
 #: A pixel seen in a smaller share of the frames (the border of a drifting field) is not measured:
 #: the part of the spectrum that is left seldom tells the components apart.
