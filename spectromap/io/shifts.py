@@ -53,13 +53,7 @@ def _from_table(file: Path) -> xr.Dataset:
     import pandas as pd
 
     try:
-        table = pd.read_csv(
-            file,
-            encoding="utf-8-sig",
-            comment="#",
-            skipinitialspace=True,
-            float_precision="round_trip",
-        )
+        table = pd.read_csv(file, encoding="utf-8-sig", comment="#", skipinitialspace=True)
     except (ValueError, UnicodeDecodeError) as error:
         raise FileError(f"not a table of shifts ({error})", where=file) from error
     missing = [name for name in NEEDED if name not in table]
