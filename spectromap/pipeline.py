@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -684,7 +685,12 @@ class _Run(_Setting):
         )
         found = profiles.radial_profiles(maps, fraction, self.resolution, **plan.of("profiles"))
         models = radial_fit.fit_models(
-            found, particles, self._context(spectra, components), **plan.of("models")
+            found,
+            particles,
+            self._context(spectra, components),
+            maps,
+            partial(progress_bar, text="fitting particles", show=self.progress),
+            **plan.of("models"),
         )
         return {
             "particles": particles,

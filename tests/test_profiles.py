@@ -1,4 +1,4 @@
-"""Profiles: right values, honest errors, no bias where particles are thin."""
+"""Profiles of particles and groups: right values, honest errors, no bias where all is thin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from spectromap.profiles import radial_profiles
+from spectromap.profiles import group_profiles, map_profiles, radial_profiles
 from spectromap.schema import FLAGS, InputError
 
 PIXEL = 5.0
@@ -227,3 +227,202 @@ def test_what_is_missing_or_impossible_is_named() -> None:
     maps["thickness"].attrs["units"] = "um"
     with pytest.raises(InputError, match="um"):
         radial_profiles(maps, "mn3", 10.0)
+
+
+# ------------------------------------------------------------------------------------- any map
+
+
+def with_phase(
+    distance: np.ndarray, axis: np.ndarray, rng: np.random.Generator | None = None
+) -> xr.Dataset:
+    """A particle with a map of another quantity whose error grows over the field."""
+    maps = measured(distance, axis, np.full(distance.shape, 0.2), 50.0 + distance)
+    errors = 0.02 * (1.0 + np.arange(axis.size) / axis.size) * np.ones(distance.shape)
+    phase = -0.5 + 0.01 * distance
+    if rng is not None:
+        phase = phase + errors * rng.normal(size=errors.shape)
+    for name, values in (("phase", phase), ("phase_errors", errors)):
+        maps[name] = (("y", "x"), values, {"units": "rad"})
+    return maps
+
+
+def test_any_map_has_a_profile_in_its_own_units() -> None:
+    distance, axis = disc(103.0)
+    maps = with_phase(distance, axis)
+    got = map_profiles(maps, "phase", 10.0).isel(particle=0)
+    assert got["phase"].attrs["units"] == got["phase_errors"].attrs["units"] == "rad"
+    assert got.attrs["map"] == "phase"
+    weight = maps["phase_errors"].values ** -2
+    for column in range(20):
+        inside = (distance > 0) & (distance >= 5 * column) & (distance < 5 * column + 5)
+        w, d = weight[inside], distance[inside]
+        assert got["phase"][column] == pytest.approx(np.sum(w * (-0.5 + 0.01 * d)) / w.sum())
+        assert got["mean_distance"][column] == pytest.approx(np.sum(w * d) / w.sum())
+        # A slope within the bin is no scatter: what is left is the error of a weighted mean.
+        assert got["phase_errors"][column] == pytest.approx(1 / np.sqrt(w.sum()), rel=0.02)
+    fraction = radial_profiles(maps, "mn3", 10.0).isel(particle=0)
+    for name in ("thickness", "thickness_errors", "pixel_count", "independent_count"):
+        assert got[name].values.tolist() == fraction[name].values.tolist()
+
+
+def test_errors_of_any_map_cover_the_truth() -> None:
+    distance, axis = disc(120.0)
+    exact = map_profiles(with_phase(distance, axis), "phase", 10.0)["phase"]
+    rng = np.random.default_rng(23)
+    pulls = []
+    for _ in range(60):
+        got = map_profiles(with_phase(distance, axis, rng), "phase", 10.0)
+        pulls.append(((got["phase"] - exact) / got["phase_errors"]).values.ravel())
+    pull = np.concatenate(pulls)
+    assert 0.66 < np.mean(np.abs(pull) < 1) < 0.80
+    assert np.mean(np.abs(pull) < 2) > 0.94
+
+
+def test_the_thickness_is_a_map_too() -> None:
+    distance, axis = disc(60.0, 30)
+    maps = measured(distance, axis, np.full(distance.shape, 0.2), 50.0 + distance)
+    got, other = map_profiles(maps, "thickness", 10.0), radial_profiles(maps, "mn3", 10.0)
+    assert got["thickness"].values.tolist() == other["thickness"].values.tolist()
+
+
+def test_a_map_without_errors_is_refused() -> None:
+    distance, axis = disc(60.0, 30)
+    maps = with_phase(distance, axis)
+    with pytest.raises(InputError, match="phase_errors"):
+        map_profiles(maps.drop_vars("phase_errors"), "phase", 10.0)
+    with pytest.raises(InputError, match="speed"):
+        map_profiles(maps, "speed", 10.0)
+    with pytest.raises(InputError, match="resolution_nm"):
+        map_profiles(maps, "phase", -1.0)
+
+
+# -------------------------------------------------------------------------------------- groups
+
+
+def drawn(
+    rng: np.random.Generator, truth: np.ndarray, count: int, errors: np.ndarray, spread: float
+) -> xr.Dataset:
+    """Profiles of particles that differ from `truth`, with known errors, shape (count, bins)."""
+    own = truth + np.hypot(spread, errors) * rng.normal(size=errors.shape)
+    dims, ones = ("particle", "distance"), np.ones(errors.shape)
+    return xr.Dataset(
+        {
+            "mn3_fraction": (dims, own, {"units": "1"}),
+            "mn3_fraction_errors": (dims, errors, {"units": "1"}),
+            "mean_distance": (dims, ones * np.arange(truth.size), {"units": "nm"}),
+            "pixel_count": (dims, 9 * ones.astype(int), {"units": "1"}),
+            "independent_count": (dims, 2 * ones, {"units": "1"}),
+        },
+        coords={
+            "particle": np.arange(1, count + 1),
+            "distance": ("distance", np.arange(truth.size) * 5.0, {"units": "nm"}),
+        },
+    )
+
+
+def one_group(profiles: xr.Dataset) -> xr.DataArray:
+    return xr.DataArray(
+        np.zeros(profiles.sizes["particle"], int), {"particle": profiles["particle"]}, "particle"
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 20])
+@pytest.mark.parametrize("spread", [0.0, 0.03, 0.2])
+def test_errors_of_a_group_cover_the_truth_whatever_the_scatter(count: int, spread: float) -> None:
+    rng = np.random.default_rng([count, int(1000 * spread)])
+    truth = np.linspace(0.6, 0.1, 1500)
+    errors = rng.uniform(0.01, 0.06, (count, truth.size))
+    profiles = drawn(rng, truth, count, errors, spread)
+    got = group_profiles(profiles, one_group(profiles)).isel(group=0)
+    covered = np.mean(np.abs(got["mn3_fraction"] - truth) < got["mn3_fraction_errors"])
+    # Two particles with nothing but photon errors are given the t factor 1.84 for nothing.
+    assert 0.65 < covered < (0.97 if spread < 0.1 else 0.73)
+    if count == 20:
+        assert covered < 0.76
+    if spread == 0.2:  # the scatter between particles is what counts
+        weight = errors**-2
+        mean = (weight * profiles["mn3_fraction"].values).sum(axis=0) / weight.sum(axis=0)
+        assert np.mean(np.abs(mean - truth) * np.sqrt(weight.sum(axis=0)) < 1) < 0.35
+
+
+def test_spread_between_particles_is_found() -> None:
+    rng = np.random.default_rng(8)
+    profiles = drawn(rng, np.full(100, 0.5), 40, rng.uniform(0.01, 0.1, (40, 100)), 0.05)
+    found = group_profiles(profiles, one_group(profiles))["mn3_fraction_spread"].values
+    assert np.sqrt(np.mean(found**2)) == pytest.approx(0.05, rel=0.05)
+
+
+def test_groups_are_kept_apart_and_particles_without_one_left_out() -> None:
+    rng = np.random.default_rng(2)
+    profiles = drawn(rng, np.array([0.5, 0.2]), 6, np.full((6, 2), 1e-4), 0.0)
+    profiles["mn3_fraction"].values[3:] += 0.3
+    profiles["mn3_fraction"].values[5, 1] = np.nan
+    profiles["pixel_count"].values[5, 1] = 0
+    labels = np.array(["outside", "", "outside", "exterior", "interior", "exterior"], object)
+    table = xr.Dataset(
+        {"place": ("particle", labels), "used": ("particle", np.arange(6) != 4)},
+        coords={"particle": profiles["particle"]},
+    )
+    # The table may hold the particles in another order.
+    table = table.isel(particle=[5, 3, 1, 0, 2, 4])
+    got = group_profiles(profiles, table["place"][table["used"]])
+    assert got["group"].values.tolist() == ["exterior", "outside"]
+    assert got["mn3_fraction"].dims == ("group", "distance")
+    assert got["mn3_fraction"].values == pytest.approx(np.array([[0.8, 0.5], [0.5, 0.2]]), abs=1e-3)
+    assert got["particle_count"].values.tolist() == [[2, 1], [2, 2]]
+    assert got["pixel_count"].values.tolist() == [[18, 9], [18, 18]]
+    assert got["independent_count"].sel(group="outside").values.tolist() == [4.0, 4.0]
+    assert got["mean_distance"].values.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert np.isnan(got["mn3_fraction_spread"].sel(group="exterior")[1])
+    numbered = group_profiles(profiles, xr.full_like(table["place"], 0).astype(int))
+    assert numbered["group"].values.tolist() == [0]
+    lost = xr.DataArray([1.0, np.nan], {"particle": [1, 2]}, "particle")
+    assert group_profiles(profiles, lost)["particle_count"].values.tolist() == [[1, 1]]
+
+
+def test_where_one_particle_reaches_deeper_it_is_no_surer_than_the_others() -> None:
+    rng = np.random.default_rng(4)
+    truth = np.array([0.5, 0.4, 0.3])
+    pulls = []
+    for _ in range(200):
+        profiles = drawn(rng, truth, 8, np.full((8, 3), 0.01), 0.1)
+        profiles["mn3_fraction"].values[1:, 2] = np.nan
+        got = group_profiles(profiles, one_group(profiles)).isel(group=0)
+        pulls.append((got["mn3_fraction"].values - truth)[2] / got["mn3_fraction_errors"].values[2])
+    assert 0.58 < np.mean(np.abs(pulls) < 1) < 0.76
+
+
+def test_group_means_of_measured_particles_cover_the_truth() -> None:
+    """From noisy maps of particles that differ to the mean of the population."""
+    distance, axis = disc(80.0, 40)
+    rng = np.random.default_rng(17)
+    pulls = []
+    for _ in range(25):
+        particles = []
+        for number in range(6):
+            fraction = 0.5 - 0.002 * distance + 0.04 * rng.normal()
+            thickness = 60.0 + distance + 5.0 * rng.normal()
+            maps = measured(distance, axis, fraction, thickness, rng)
+            maps["particle_label"] = maps["particle_label"] * (number + 1)
+            places = ("x", axis + 1000.0 * number, {"units": "nm"})
+            particles.append(maps.assign_coords(x=places))
+        profiles = radial_profiles(xr.concat(particles, "x"), "mn3", 10.0, bin_nm=20.0)
+        got = group_profiles(profiles, one_group(profiles)).isel(group=0)
+        for name, truth in (
+            ("mn3_fraction", lambda d: 0.5 - 0.002 * d),
+            ("thickness", lambda d: 60.0 + d),
+        ):
+            expected = truth(got["mean_distance"].values[:3])
+            difference = got[name].values[:3] - expected
+            pulls.append(difference / got[f"{name}_errors"].values[:3])
+    assert 0.58 < np.mean(np.abs(np.concatenate(pulls)) < 1) < 0.80
+
+
+def test_groups_that_fit_nothing_are_refused() -> None:
+    profiles = drawn(np.random.default_rng(1), np.array([0.5]), 3, np.full((3, 1), 0.1), 0.0)
+    with pytest.raises(InputError, match="no particle"):
+        group_profiles(profiles, xr.DataArray([1, 2], {"particle": [8, 9]}, "particle"))
+    with pytest.raises(InputError, match="one dimension 'particle'"):
+        group_profiles(profiles, xr.DataArray([1, 2, 3], {"label": [1, 2, 3]}, "label"))
+    with pytest.raises(InputError, match="errors"):
+        group_profiles(profiles.drop_vars("mn3_fraction_errors"), one_group(profiles))

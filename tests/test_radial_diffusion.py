@@ -1,63 +1,47 @@
-"""Crank's sphere against a high-precision table, and the shell means of both models."""
+"""Crank's sphere against a certified table, and the shell means of diffusion and core-shell."""
 
 from __future__ import annotations
 
-import mpmath
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from spectromap.radial import MODELS, core_shell, diffusion
+from spectromap.radial import core_shell, diffusion
 from spectromap.schema import InputError
 
-RADII = (0.0, 1e-9, 3e-5, 9.9e-5, 1.01e-4, 1e-3, 0.03, 0.25, 0.5, 0.77, 0.95, 0.999, 1.0)
-TIMES = (1e-9, 1e-6, 1e-4, 3e-3, 0.02, 0.05, 0.0999999, 0.1, 0.1000001, 0.13, 0.3, 1.0, 4.0)
+CERTIFIED = Path(__file__).parent / "certified"
 
 
-def exact_by_errors(r: float, tau: float) -> mpmath.mpf:
-    """Error-function series with forty digits."""
-    with mpmath.workdps(60):
-        radius = mpmath.mpf(r) if r > 0 else mpmath.mpf(10) ** -25
-        width = 2 * mpmath.sqrt(mpmath.mpf(tau))
-        total = mpmath.mpf(0)
-        for n in range(25):
-            odd = 2 * n + 1
-            total += mpmath.erfc((odd - radius) / width) - mpmath.erfc((odd + radius) / width)
-        return total / radius
+@pytest.fixture(scope="module")
+def held() -> np.ndarray:
+    """Radius, time and concentration, written by certified/make_tables.py."""
+    return np.loadtxt(CERTIFIED / "sphere_held.txt").T
 
 
-def exact_by_sines(r: float, tau: float) -> mpmath.mpf:
-    """Sine series with forty digits."""
-    with mpmath.workdps(60):
-        radius = mpmath.mpf(r) if r > 0 else mpmath.mpf(10) ** -25
-        total = mpmath.mpf(0)
-        for n in range(1, 300):
-            decay = mpmath.exp(-(n**2) * mpmath.pi**2 * mpmath.mpf(tau))
-            total += mpmath.mpf(-1) ** n / n * mpmath.sin(n * mpmath.pi * radius) * decay
-        return 1 + 2 / (mpmath.pi * radius) * total
+def test_concentration_is_good_to_1e_12_at_every_time(held: np.ndarray) -> None:
+    r, tau, exact = held
+    assert diffusion.concentration(r, tau) == pytest.approx(exact, abs=1e-12, rel=0)
 
 
-@pytest.mark.parametrize("tau", TIMES)
-def test_concentration_is_good_to_1e_12_at_every_time(tau: float) -> None:
-    exact = np.array([float(exact_by_errors(r, tau)) for r in RADII])
-    assert diffusion.concentration(np.array(RADII), tau) == pytest.approx(exact, abs=1e-12, rel=0)
+@pytest.mark.parametrize(
+    ("series", "low", "high"),
+    [(diffusion._short_time, 0.0, 0.2), (diffusion._long_time, 0.05, np.inf)],
+)
+def test_either_series_is_good_well_beyond_the_switch(
+    held: np.ndarray, series: Callable[..., np.ndarray], low: float, high: float
+) -> None:
+    r, tau, exact = held[:, (held[1] >= low) & (held[1] <= high)]
+    assert series(r, tau) == pytest.approx(exact, abs=1e-12, rel=0)
 
 
-@pytest.mark.parametrize("tau", [0.02, 0.1, 0.7])
-def test_the_table_itself_agrees_between_the_two_series(tau: float) -> None:
-    for r in (0.0, 0.3, 0.9):
-        assert abs(exact_by_errors(r, tau) - exact_by_sines(r, tau)) < 1e-25
-
-
-@pytest.mark.parametrize("tau", TIMES[::2])
-def test_mean_uptake_is_the_volume_mean_to_1e_12(tau: float) -> None:
-    with mpmath.workdps(30):
-        width = mpmath.sqrt(mpmath.mpf(tau))
-        breaks = sorted({0, *(max(1 - k * width, mpmath.mpf(0)) for k in (1, 3, 9, 14)), 1})
-        exact = 3 * mpmath.quad(lambda r: r**2 * exact_by_errors(r, tau), breaks)
-    assert float(diffusion.mean_uptake(tau)) == pytest.approx(float(exact), abs=1e-12, rel=0)
+def test_mean_uptake_is_the_volume_mean_to_1e_12() -> None:
+    tau, exact = np.loadtxt(CERTIFIED / "sphere_held_uptake.txt").T
+    assert diffusion.mean_uptake(tau) == pytest.approx(exact, abs=1e-12, rel=0)
 
 
 @given(tau=st.floats(1e-8, 3.0), step=st.floats(1.01, 5.0))
@@ -111,13 +95,3 @@ def test_core_shell_is_a_step_at_its_depth() -> None:
     assert means[:, 1] == pytest.approx([0.0] * 7 + [1.0] * 3, abs=1e-12)
     assert means[:, 2] == pytest.approx(1.0)
     assert means[:, 3] == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model_starts_empty_and_ends_full(name: str) -> None:
-    edges = np.linspace(0, 1, 21)
-    means = MODELS[name](edges, np.array([1e-4, 0.2, 2.0]))
-    assert means.shape == (20, 3)
-    assert means[:-1, 0] == pytest.approx(0.0, abs=1e-12)
-    assert np.all(np.diff(means[:, 1]) >= -1e-12)
-    assert means[:, 2] == pytest.approx(1.0, abs=1e-9)

@@ -6,7 +6,6 @@ line integrals by summing voxels, blurred images, Poisson counts, a spectral fit
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +14,7 @@ import xarray as xr
 from scipy import ndimage
 
 from spectromap.profiles import radial_profiles
-from spectromap.radial import MODELS
+from spectromap.radial import MODELS, Model
 from spectromap.radial.fit import Context, fit_models, pool
 from spectromap.schema import VERDICTS, InputError
 
@@ -430,11 +429,14 @@ def test_either_end_may_be_the_larger() -> None:
 
 
 def test_a_third_model_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exponential(edges: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    def exponential(
+        edges: np.ndarray, depth: np.ndarray, extra: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         middle = 0.5 * (edges[1:] + edges[:-1])
-        return np.exp(-(1.0 - middle[:, None]) / depth)
+        changed = np.exp(-(1.0 - middle[:, None]) / depth)
+        return 1.0 - changed, changed
 
-    monkeypatch.setitem(MODELS, "exponential", exponential)
+    monkeypatch.setitem(MODELS, "exponential", Model(exponential, depth="shell_thickness"))
     profiles, particles, context = diffused()
     names = ("diffusion", "core-shell", "exponential")
     result = fit_models(profiles.isel(particle=[0, 1]), particles, context, models=names)
@@ -506,13 +508,6 @@ def test_wrong_input_is_named() -> None:
         fit_models(profiles, particles.isel(particle=slice(2)), context)
     with pytest.raises(InputError, match="mn3_fraction"):
         fit_models(profiles.drop_vars("mn3_fraction"), particles, context)
-
-
-def test_a_thousand_particles_take_a_minute() -> None:
-    profiles, particles, context = diffused()
-    start = time.process_time()
-    fit_models(profiles, particles, context)
-    assert (time.process_time() - start) / profiles.sizes["particle"] < 0.06
 
 
 # ------------------------------------------------------------------------------------- pooled

@@ -6,6 +6,7 @@ Everything here is dimensionless: radii are fractions of the sphere's radius R, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import special
 
 from spectromap.schema import InputError
 
-__all__ = ["concentration", "mean_uptake", "shell_means"]
+__all__ = ["concentration", "mean_uptake", "shell_average", "shell_means"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -128,6 +129,28 @@ def mean_uptake(tau: ArrayLike) -> Array:
     return np.asarray(np.where(time >= _SWITCH, late, early))
 
 
+def shell_average(values_at: Callable[[Array], Array], edges: Array) -> Array:
+    """Means by volume over concentric shells of what is known at every radius.
+
+    Parameters
+    ----------
+    values_at : callable
+        Takes radii (k, j, 1) to values (k, j, m).
+    edges : ndarray, shape (k + 1,)
+        Shell boundaries as fractions of the radius, ascending.
+
+    Returns
+    -------
+    ndarray, shape (k, m)
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_SHELL_NODES)
+    middle, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
+    r = middle[:, None] + half[:, None] * nodes
+    share = weights * r**2
+    share /= share.sum(axis=1, keepdims=True)
+    return np.asarray(np.einsum("kj,kjm->km", share, values_at(r[:, :, None])))
+
+
 def shell_means(edges: Array, depth: Array) -> Array:
     """Mean of the concentration over concentric shells, for several penetration depths.
 
@@ -143,10 +166,4 @@ def shell_means(edges: Array, depth: Array) -> Array:
     ndarray, shape (k, m)
         Volume means of `concentration`.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(_SHELL_NODES)
-    middle, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
-    r = middle[:, None] + half[:, None] * nodes
-    share = weights * r**2
-    share /= share.sum(axis=1, keepdims=True)
-    values = concentration(r[:, :, None], np.square(depth))
-    return np.asarray(np.einsum("kj,kjm->km", share, values))
+    return shell_average(lambda r: concentration(r, np.square(depth)), edges)

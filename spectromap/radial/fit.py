@@ -8,33 +8,20 @@ neglects, computed for the best depths, added to the model, and the search repea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy import special
 
-from spectromap._numerics import fwhm_to_sigma
 from spectromap.radial import MODELS
+from spectromap.radial.context import Context, Optics, optics_of
 from spectromap.radial.pooling import pool
-from spectromap.radial.view import (
-    SHELLS,
-    Context,
-    Optics,
-    Profile,
-    View,
-    full,
-    limit,
-    optics_of,
-    shell_edges,
-    sphere_radii,
-    view_of,
-    views,
-)
+from spectromap.radial.solid_view import Field
+from spectromap.radial.view import DEPTHS, Profile, View, sphere_radii, sphere_views
 from spectromap.schema import InputError
 
 __all__ = ["Context", "fit_models", "pool"]
@@ -43,11 +30,11 @@ Array = NDArray[np.floating[Any]]
 Limits = tuple[float, float]
 
 NM2_IN_CM2 = 1e-14
-#: Penetration depths tried, as fractions of the radius: 0.025 decades of D t from one to the next.
-_DEPTHS: Array = np.logspace(np.log10(0.003), 0.0, 203)
 #: Depths at which the full calculation corrects the linear one, how often, and only where chi2 is
 #: less than this above the lowest.
 _CORRECTED, _CORRECTIONS, _NEAR = 7, 2, 25.0
+#: More particles than this are taken as spheres unless bodies are asked for.
+MOST_BODIES = 400
 #: Bins a particle must have: as many as a model has parameters.
 _FEWEST_BINS = 3
 #: Relative step for the derivative of a curve with the depth.
@@ -56,15 +43,17 @@ _STEP = 0.03
 
 @dataclass(frozen=True)
 class _Point:
-    """A model at one depth, with the best fractions for it."""
+    """A model at one depth, with the best fractions for it.
+
+    `columns` (bin, 3) are the derivatives of the curve with log10 D t and with both fractions.
+    """
 
     depth: float
     initial: float
     surface: float
     chi2: float
     curve: Array
-    slope: Array
-    shape: Array
+    columns: Array
 
 
 @dataclass(frozen=True)
@@ -73,6 +62,7 @@ class _Search:
 
     view: View
     model: str
+    extra: float
     correction: Array
     chi2: Array
     best: _Point
@@ -98,12 +88,6 @@ class _Outcome:
     def goodness(self) -> float:
         """Probability of a larger chi2."""
         return float(special.chdtrc(self.degrees, self.chi2)) if self.degrees > 0 else np.nan
-
-
-@lru_cache(maxsize=16)
-def _table(model: str) -> Array:
-    """Shell means of a model at all depths, shape (shell, depth)."""
-    return np.asarray(MODELS[model](shell_edges(), _DEPTHS))
 
 
 # ------------------------------------------------------------------------------ one model, one view
@@ -132,12 +116,12 @@ def _candidates(a: tuple[Array, Array, Array], b: tuple[Array, Array], limits: L
 
 
 def _fractions(
-    shape: Array, correction: Array, data: Profile, limits: Limits
+    basis: tuple[Array, Array], correction: Array, data: Profile, limits: Limits
 ) -> tuple[Array, Array, Array]:
     """Best initial and surface fraction within limits, and chi2, each of shape (depth,)."""
     weight = 1.0 / data.variance
     target = data.fraction[:, None] - correction
-    first, second = 1.0 - shape, shape
+    first, second = basis
     a = weight @ first**2, weight @ (first * second), weight @ second**2
     b = weight @ (first * target), weight @ (second * target)
     points = _candidates(a, b, limits)
@@ -158,43 +142,46 @@ def _corrected_depths(chi2: Array) -> NDArray[np.intp]:
 
 
 def _correction(
-    view: View, model: str, data: Profile, optics: Optics | None, limits: Limits
-) -> Array:
-    """What the limit of small optical density neglects, at every depth, shape (bin, depth)."""
-    table = _table(model)
-    shape = limit(view, table)
-    correction = np.zeros(shape.shape)
-    if optics is None:
-        return correction
-    log_depth = np.log(_DEPTHS)
+    view: View, model: str, extra: float, data: Profile, limits: Limits
+) -> tuple[Array, Array]:
+    """What the limit of small optical density neglects, and chi2, at every depth."""
+    first, second = basis = view.basis(model, extra, DEPTHS)
+    correction: Array = np.zeros(first.shape)
+    initial, surface, chi2 = _fractions(basis, correction, data, limits)
+    log_depth = np.log(DEPTHS)
     for _ in range(_CORRECTIONS):
-        initial, surface, chi2 = _fractions(shape, correction, data, limits)
         at = _corrected_depths(chi2)
-        profiles = initial[at] + (surface - initial)[at] * table[:, at]
-        difference = full(view, profiles, optics)[0] - limit(view, profiles)
+        seen = view.seen(model, extra, DEPTHS[at], initial[at], surface[at])
+        difference = seen - initial[at] * first[:, at] - surface[at] * second[:, at]
         correction = np.stack([np.interp(log_depth, log_depth[at], row) for row in difference])
-    return correction
+        initial, surface, chi2 = _fractions(basis, correction, data, limits)
+    return correction, chi2
 
 
 def _point(
-    view: View, model: str, depth: float, correction: Array, data: Profile, limits: Limits
+    view: View,
+    variant: tuple[str, float],
+    depth: float,
+    correction: Array,
+    data: Profile,
+    limits: Limits,
 ) -> _Point:
     """A model at any depth, not only one of the table's."""
     around = depth * np.array([1.0 - _STEP, 1.0, 1.0 + _STEP])
-    shape = limit(view, MODELS[model](shell_edges(), around))
-    own = np.array([np.interp(np.log(depth), np.log(_DEPTHS), row) for row in correction])
-    initial, surface, chi2 = _fractions(shape[:, 1:2], own[:, None], data, limits)
-    contrast = surface[0] - initial[0]
+    first, second = view.basis(*variant, around)
+    own = np.array([np.interp(np.log(depth), np.log(DEPTHS), row) for row in correction])
+    initial, surface, chi2 = _fractions((first[:, 1:2], second[:, 1:2]), own[:, None], data, limits)
+    curves = initial[0] * first + surface[0] * second
     # D t goes with the square of the depth.
     step = 2.0 * np.log10((1.0 + _STEP) / (1.0 - _STEP))
+    slope = (curves[:, 2] - curves[:, 0]) / step
     return _Point(
         depth=depth,
         initial=float(initial[0]),
         surface=float(surface[0]),
         chi2=float(chi2[0]),
-        curve=initial[0] + contrast * shape[:, 1] + own,
-        slope=contrast * (shape[:, 2] - shape[:, 0]) / step,
-        shape=shape[:, 1],
+        curve=curves[:, 1] + own,
+        columns=np.stack([slope, first[:, 1], second[:, 1]], axis=1),
     )
 
 
@@ -207,18 +194,16 @@ def _vertex(x: Array, y: Array) -> float:
     return float(x[i] + 0.25 * (x[i + 1] - x[i - 1]) * (left - right) / max(left + right, 1e-300))
 
 
-def _search(
-    view: View, model: str, data: Profile, optics: Optics | None, limits: Limits
-) -> _Search:
+def _search(view: View, model: str, extra: float, data: Profile, limits: Limits) -> _Search:
     """Best parameters of a model in one view, and chi2 along the depth."""
-    correction = _correction(view, model, data, optics, limits)
-    chi2 = _fractions(limit(view, _table(model)), correction, data, limits)[2]
-    vertex = float(np.exp(_vertex(np.log(_DEPTHS), chi2)))
-    best = _point(view, model, vertex, correction, data, limits)
+    variant = (model, extra)
+    correction, chi2 = _correction(view, model, extra, data, limits)
+    vertex = float(np.exp(_vertex(np.log(DEPTHS), chi2)))
+    best = _point(view, variant, vertex, correction, data, limits)
     if best.chi2 > chi2.min():  # a kink, which no parabola describes
-        depth = float(_DEPTHS[np.argmin(chi2)])
-        best = _point(view, model, depth, correction, data, limits)
-    return _Search(view, model, correction, chi2, best)
+        depth = float(DEPTHS[np.argmin(chi2)])
+        best = _point(view, variant, depth, correction, data, limits)
+    return _Search(view, model, extra, correction, chi2, best)
 
 
 # ------------------------------------------------------------------------- one model, one particle
@@ -227,22 +212,22 @@ def _search(
 def _outcome(searches: list[_Search], data: Profile) -> _Outcome:
     """Join the views of one particle: chi2 along the depth is the lowest of all views."""
     best = min(searches, key=lambda s: s.best.chi2 + s.view.penalty)
-    radius = best.view.body.radius
-    unsorted = np.append(_DEPTHS, best.best.depth) * radius
+    radius = best.view.radius
+    unsorted = np.append(DEPTHS, best.best.depth) * radius
     order = np.argsort(unsorted, kind="stable")
     depth: Array = unsorted[order]
     profile: Array = np.append(best.chi2, best.best.chi2)[order] + best.view.penalty
     for other in searches:
-        own = np.log(_DEPTHS * other.view.body.radius)
+        own = np.log(DEPTHS * other.view.radius)
         seen = np.interp(np.log(depth), own, other.chi2, left=np.inf, right=np.inf)
         profile = np.minimum(profile, seen + other.view.penalty)
     profile = np.maximum(profile, best.best.chi2 + best.view.penalty)
-    sections = best.view.body.slab is not None
+    further = len({s.extra for s in searches}) > 1
     return _Outcome(
         search=best,
         chi2=best.best.chi2,
         degrees=data.fraction.size - 3,
-        parameters=4 if sections else 3,
+        parameters=3 + best.view.cut + further,
         depth=depth,
         profile=profile,
     )
@@ -276,8 +261,7 @@ def _interval(outcome: _Outcome, scale: float) -> tuple[float, float]:
 
 def _bounds(point: _Point, data: Profile) -> tuple[float, float, float]:
     """Cramer-Rao bounds of log10 D and of the initial and the surface fraction."""
-    columns = np.stack([point.slope, 1.0 - point.shape, point.shape], axis=1)
-    columns = columns / np.sqrt(data.variance)[:, None]
+    columns = point.columns / np.sqrt(data.variance)[:, None]
     size = np.sqrt(np.sum(columns**2, axis=0))
     for first in (0, 1):  # without a contrast nothing is known of D, but still of the fractions
         if np.any(size[first:] < 1e-9):
@@ -295,10 +279,10 @@ def _resolution_shift(search: _Search, data: Profile, context: Context, limits: 
     """Change of log10 D if the point spread function is wider by its standard error."""
     if context.resolution_rel_error == 0:
         return 0.0
-    sigma = fwhm_to_sigma(context.resolution_nm) * (1.0 + context.resolution_rel_error)
-    shape = limit(view_of(search.view.body, data, sigma), _table(search.model))
-    chi2 = _fractions(shape, search.correction, data, limits)[2]
-    moved = _vertex(np.log10(_DEPTHS), chi2) - np.log10(search.best.depth)
+    wider = context.resolution_nm * (1.0 + context.resolution_rel_error)
+    basis = search.view.at_resolution(wider).basis(search.model, search.extra, DEPTHS)
+    chi2 = _fractions(basis, search.correction, data, limits)[2]
+    moved = _vertex(np.log10(DEPTHS), chi2) - np.log10(search.best.depth)
     return float(abs(2.0 * moved))
 
 
@@ -321,20 +305,18 @@ class _Options:
     thickness_rel_error: float
 
 
-def _false_rim(
-    view: View, data: Profile, optics: Optics | None, context: Context
-) -> tuple[Array, float]:
+def _false_rim(view: View, data: Profile, context: Context, known: bool) -> tuple[Array, float]:
     """How far the fraction of a uniform particle is off in every bin, and its own fraction."""
     weight = 1.0 / data.variance
     level = float(np.sum(weight * data.fraction) / weight.sum())
-    if optics is None:
+    if not known:
         # Size by simulation: 0.02 at 10 nm and 0.06 at 45 nm, gone after one resolution.
         size = 0.02 * (context.resolution_nm / 10.0) ** 0.73
         middle = 0.5 * (data.lower + data.upper)
         return size * np.exp(-2.0 * middle / context.resolution_nm), level
     rim: Array = np.zeros(data.fraction.size)
     for _ in range(_CORRECTIONS):
-        rim = full(view, np.full((SHELLS, 1), level), optics)[0][:, 0] - level
+        rim = view.uniform(level)[0] - level
         level = float(np.sum(weight * (data.fraction - rim)) / weight.sum())
     return rim, level
 
@@ -353,12 +335,36 @@ def _aicc(chi2: float, parameters: int, count: int) -> float:
     return chi2 + 2.0 * parameters + 2.0 * parameters * (parameters + 1) / spare
 
 
-def _verdict(outcomes: dict[str, _Outcome], uniform: float, scale: float, options: _Options) -> str:
+def _chance(outcomes: dict[str, _Outcome], data: Profile, gain: float) -> float:
+    """Probability that noise alone improves a uniform particle's chi2 this much or more.
+
+    Of many depths and models the best is taken, which chance uses too. With q the unit vector by
+    which a model at some depth goes beyond a constant, the gain is the largest (q y)**2 along all
+    depths, and the bound of R. B. Davies, Biometrika 74, 33 (1987), holds: that of a single depth
+    and ``exp(-gain / 2) / pi`` times the length of the way that q goes.
+    """
+    whitened = 1.0 / np.sqrt(data.variance)
+    constant = whitened / np.linalg.norm(whitened)
+    length = 0.0
+    for outcome in outcomes.values():
+        search = outcome.search
+        q = search.view.basis(search.model, search.extra, DEPTHS)[1] * whitened[:, None]
+        q = q - np.outer(constant, constant @ q)
+        size = np.linalg.norm(q, axis=0)
+        q = (q / np.maximum(size, 1e-300))[:, size > 1e-6 * np.linalg.norm(whitened)]
+        length += float(np.sum(np.linalg.norm(np.diff(q, axis=1), axis=0)))
+    chance = special.chdtrc(1, gain) + length / np.pi * np.exp(-0.5 * gain)
+    return float(min(chance, 1.0))
+
+
+def _verdict(
+    outcomes: dict[str, _Outcome], data: Profile, uniform: float, scale: float, options: _Options
+) -> str:
     """What one particle says; `uniform` is the chi2 of a particle without a gradient."""
     score = {n: o.profile.min() / scale + 2.0 * o.parameters for n, o in outcomes.items()}
     first, *others = sorted(score, key=lambda name: score[name])
     gain = max(uniform - outcomes[first].profile.min(), 0.0) / scale
-    if special.chdtrc(2, gain) > options.gradient_p:
+    if _chance(outcomes, data, gain) > options.gradient_p:
         return "no gradient"
     goodness = outcomes[first].goodness
     if not goodness > options.goodness_limit:
@@ -369,23 +375,28 @@ def _verdict(outcomes: dict[str, _Outcome], uniform: float, scale: float, option
 
 
 def _fit_particle(
-    data: Profile, radius: float, context: Context, optics: Optics | None, options: _Options
+    data: Profile, seen: Sequence[View], context: Context, known: bool, options: _Options
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """Rows of the result for every model, and the verdict."""
-    seen = views(data, radius, context, optics, options.thickness_rel_error)
-    rim, _ = _false_rim(seen[0], data, optics, context)
     # Without reference spectra the false rim is not in the model, so that all of it is an error.
-    allowance = options.rim_allowance if optics is not None else 1.0
+    rim, _ = _false_rim(seen[0], data, context, known)
+    allowance = options.rim_allowance if known else 1.0
     variance = data.variance + options.fraction_noise**2 + (allowance * rim) ** 2
     variance = variance + (options.distance_noise_nm * _steepness(data)) ** 2
     measured, data = data, replace(data, variance=variance)
-    rim, level = _false_rim(seen[0], data, optics, context)
-    known_rim = rim if optics is not None else 0.0
+    rim, level = _false_rim(seen[0], data, context, known)
+    known_rim = rim if known else 0.0
     uniform = float(np.sum((data.fraction - level - known_rim) ** 2 / variance))
 
-    limits = options.fraction_limits
     outcomes = {
-        name: _outcome([_search(v, name, data, optics, limits) for v in seen], data)
+        name: _outcome(
+            [
+                _search(view, name, extra, data, options.fraction_limits)
+                for view in seen
+                for extra in MODELS[name].extras
+            ],
+            data,
+        )
         for name in options.models
     }
     reduced = min(outcome.reduced for outcome in outcomes.values())
@@ -394,7 +405,7 @@ def _fit_particle(
     for name, outcome in outcomes.items():
         rows[name] = _row(outcome, data, context, scale, options)
         rows[name]["log10_D_bound"] = _bounds(outcome.search.best, measured)[0]
-    return rows, _verdict(outcomes, uniform, scale, options)
+    return rows, _verdict(outcomes, data, uniform, scale, options)
 
 
 def _widened(best: float, edge: float, error: float) -> float:
@@ -410,7 +421,7 @@ def _row(
 ) -> dict[str, Any]:
     """Everything the result says about one model of one particle."""
     search, point = outcome.search, outcome.search.best
-    best = point.depth * search.view.body.radius
+    best = point.depth * search.view.radius
     low, high = _interval(outcome, scale)
     initial_error, surface_error = (np.sqrt(scale) * e for e in _bounds(point, data)[1:])
     shift = _resolution_shift(search, data, context, options.fraction_limits)
@@ -429,7 +440,7 @@ def _row(
     }
     further = 0.5 * float(np.hypot(shift, options.shape_error))
     low, high = (_widened(best, edge, further) for edge in (low, high))
-    if search.model != "diffusion":
+    if MODELS[search.model].depth != "diffusion_length":
         return row | {"shell_thickness": best, "shell_low": low, "shell_high": high}
     row |= {f"Dt_{n}": d**2 * NM2_IN_CM2 for n, d in (("cm2", best), ("low", low), ("high", high))}
     time = context.delithiated_time_s
@@ -566,12 +577,35 @@ def _empty(profiles: xr.Dataset, models: Sequence[str]) -> xr.Dataset:
     )
 
 
+def _field(
+    maps: xr.Dataset | None,
+    profiles: xr.Dataset,
+    context: Context,
+    optics: Optics | None,
+    shape: str,
+    count: int,
+) -> Field | None:
+    """The bodies of all particles, or None where they are taken as spheres."""
+    if shape not in ("auto", "measured", "sphere"):
+        raise InputError(
+            f"'{shape}' is not known", where="shape", remedy="Use auto, measured or sphere."
+        )
+    if shape == "measured" and maps is None:
+        raise InputError("bodies are made from maps, and there are none", where="maps")
+    if maps is None or shape == "sphere" or (shape == "auto" and count > MOST_BODIES):
+        return None
+    return Field(maps, _bin_width(profiles), context, optics)
+
+
 def fit_models(
     profiles: xr.Dataset,
     particles: xr.Dataset,
     context: Context,
+    maps: xr.Dataset | None = None,
+    track: Callable[[Sequence[int]], Iterable[int]] = iter,
     *,
     models: Sequence[str] = ("diffusion", "core-shell"),
+    shape: Literal["auto", "measured", "sphere"] = "auto",
     evidence: float = 8.0,
     gradient_p: float = 0.003,
     goodness_limit: float = 1e-7,
@@ -670,12 +704,20 @@ def fit_models(
     measured = np.asarray(profiles[f"{fraction}_fraction"].values, float)
     measured = measured[np.isfinite(measured)]
     typical = float(np.median(measured)) if measured.size else 0.0
-    radii = sphere_radii(outlines[used], context, optics, typical)
-    for row, radius in zip(np.flatnonzero(used), radii, strict=True):
-        data, bins = _profile_of(profiles, int(row), fraction, float(outlines[row]))
+    radii = np.full(outlines.size, np.nan)
+    radii[used] = sphere_radii(outlines[used], context, optics, typical)
+    field = _field(maps, profiles, context, optics, shape, int(used.sum()))
+    for row in track([int(i) for i in np.flatnonzero(used)]):
+        data, bins = _profile_of(profiles, row, fraction, float(outlines[row]))
         if data.fraction.size < _FEWEST_BINS:
             continue
-        rows, verdict = _fit_particle(data, float(radius), context, optics, options)
+        views: Sequence[View]
+        if field is None:
+            views = sphere_views(data, radii[row], context, optics, thickness_rel_error)
+        else:
+            label = int(result["particle"].values[row])
+            views = field.views(label, data, np.flatnonzero(bins), thickness_rel_error)
+        rows, verdict = _fit_particle(data, views, context, optics is not None, options)
         result["verdict"].values[row] = verdict
         for column, name in enumerate(models):
             result["fit"].values[row, column, bins] = rows[name].pop("fit")

@@ -17,7 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 __all__ = [
+    "Blur",
     "blur_matrix",
+    "blurred_absorption",
     "disc_nodes",
     "line_integral",
     "observed_thicknesses",
@@ -28,6 +30,7 @@ __all__ = [
 
 Array = NDArray[np.floating[Any]]
 Slab = tuple[float, float]
+Blur = Callable[[Array], Array]
 
 #: Panels that shrink by two towards the surface, and nodes in each: steep surface layers down to
 #: 1e-4 of the radius are integrated to better than 1e-6.
@@ -212,21 +215,40 @@ def blur_matrix(r: Array, nodes: Array, weights: Array, sigma: float) -> Array:
     return np.asarray(kernel * (nodes * weights / sigma**2))
 
 
-def _recorded_od(od: Array, blur: Array, technique: str) -> Array:
-    """Optical density after the blur of the intensity, or of the modulus for ptychography."""
-    power = 0.5 if technique == "ptychography" else 1.0
+def blurred_absorption(od: Array, blur: Blur, technique: str) -> Array:
+    """What is missing of the intensity, or of the modulus for ptychography, after the blur.
+
+    Parameters
+    ----------
+    od : ndarray, shape (n, ...)
+        Optical density without blur.
+    blur : callable
+        Takes (n, k) to (o, k).
+    technique : str
+        "stxm" or "ptychography".
+
+    Returns
+    -------
+    ndarray, shape (o, ...)
+        0 to 1. That of bodies side by side adds up, because none of them absorbs where another is.
+    """
     # Outside the body nothing is absorbed, so that only the absorbed part needs blurring.
-    absorbed = -np.expm1(-power * od)
-    count = absorbed.shape[0]
-    blurred = (blur @ absorbed.reshape(count, -1)).reshape(blur.shape[0], *od.shape[1:])
-    return np.asarray(-np.log1p(-np.minimum(blurred, 1.0 - 1e-12)) / power)
+    absorbed = -np.expm1(-_power(technique) * od)
+    blurred = blur(absorbed.reshape(absorbed.shape[0], -1))
+    return np.asarray(blurred.reshape(-1, *od.shape[1:]))
+
+
+def _power(technique: str) -> float:
+    """Exponent of the optical density in what the optics blur."""
+    return 0.5 if technique == "ptychography" else 1.0
 
 
 def observed_thicknesses(
     amounts: Array,
     spectra: Array,
-    blur: Array,
+    blur: Array | Blur,
     *,
+    added: Array | None = None,
     technique: str = "stxm",
     photons: float | None = None,
     dark_counts: float = 0.0,
@@ -241,8 +263,10 @@ def observed_thicknesses(
         True projected thickness [nm] of c components at n radial nodes for m models.
     spectra : ndarray, shape (e, c)
         Absorption per nm of every component at the energies of the measurement.
-    blur : ndarray, shape (o, n)
-        From `blur_matrix`.
+    blur : ndarray, shape (o, n), or callable
+        From `blur_matrix`; or what takes (n, k) to (o, k).
+    added : ndarray, shape (o, e), optional
+        Absorption of bodies beside this one, from `blurred_absorption`.
     technique : str
         "stxm" blurs the transmitted intensity, "ptychography" the modulus of the transmission.
     photons : float, optional
@@ -260,7 +284,11 @@ def observed_thicknesses(
     ndarray, shape (o, m, c)
         Apparent thickness [nm].
     """
-    recorded = _recorded_od(amounts @ spectra.T, blur, technique)
+    apply = blur if callable(blur) else blur.__matmul__
+    absorbed = blurred_absorption(amounts @ spectra.T, apply, technique)
+    if added is not None:
+        absorbed = absorbed + added[:, None, :]
+    recorded = -np.log1p(-np.minimum(absorbed, 1.0 - 1e-12)) / _power(technique)
     columns = np.column_stack([spectra, np.ones(len(spectra))]) if offset else spectra
     if photons is None:
         weights = np.ones(recorded.shape)

@@ -1,21 +1,23 @@
 """A particle as the measurement sees it: projected, blurred, fitted, outlined and binned.
 
 Blur and spectral fit act on intensities, so that a profile is not seen quite linearly. Two ways
-through are offered: `limit`, for small optical density, is one matrix product; `full` computes
-everything.
+through are offered: `View.basis`, for small optical density, is linear in the fractions;
+`View.seen` computes everything. Here the particle is a sphere or a cut sphere; a body of any shape
+is in `spectromap.radial.solid_view`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from spectromap._numerics import fwhm_to_sigma
+from spectromap.radial import MODELS
+from spectromap.radial.context import Context, Optics
 from spectromap.radial.projection import (
     Slab,
     blur_matrix,
@@ -23,22 +25,20 @@ from spectromap.radial.projection import (
     observed_thicknesses,
     shell_lengths,
 )
-from spectromap.schema import LOG, InputError
 
 __all__ = [
+    "DEPTHS",
     "SHELLS",
     "Body",
-    "Context",
-    "Optics",
     "Profile",
+    "SphereView",
     "View",
-    "full",
-    "limit",
-    "optics_of",
+    "likeliest",
     "shell_edges",
     "sphere_radii",
-    "view_of",
-    "views",
+    "sphere_views",
+    "thickness_misfit",
+    "through_optics",
 ]
 
 Array = NDArray[np.floating[Any]]
@@ -48,98 +48,106 @@ SHELLS = 400
 _SHELL_GRADING = 3.5
 #: Nodes across a bin.
 _BIN_NODES = 3
+#: Penetration depths tried, in radii: 0.025 decades of D t from one to the next.
+DEPTHS: NDArray[np.float64] = np.logspace(np.log10(0.003), 0.0, 203)
+#: Energies that the full calculation uses at most.
 _MOST_ENERGIES = 64
 #: Positions of the lower face of a section that are tried: beyond the centre, and short of it.
 _CUTS_INSIDE, _CUTS_OUTSIDE = 6, 6
-#: Agreement of a sphere's thickness profile with the measured one: relative, and in nm.
+#: Agreement of a model's thickness profile with the measured one: relative, and in nm.
 _THICKNESS_SHAPE, _THICKNESS_FLOOR = 0.05, 1.0
+#: Bodies whose thickness profile is less likely than this, in chi2, are not considered.
+_UNLIKELY = 9.0
 
 
 @dataclass(frozen=True)
-class Context:
-    """What the fit must know about the sample and the measurement.
+class Profile:
+    """Profile of one particle: usable bins only."""
 
-    Parameters
-    ----------
-    geometry : str
-        "dispersed" (whole particles) or "lamella" (a section of nominal thickness).
-    section_nm : float, optional
-        Nominal thickness of the lamella [nm].
-    resolution_nm : float
-        Full width at half maximum of the point spread function [nm].
-    resolution_rel_error : float
-        Its relative standard error, which enters the error of D.
-    technique : str
-        "stxm" or "ptychography": whether intensity or the modulus of the transmission is blurred.
-    delithiated_time_s : float, optional
-        Time [s] over which the sample was delithiated; without it only D t is reported.
-    delithiated_time_rel_error : float
-        Its relative standard error; common to all particles.
-    references : Dataset, optional
-        Spectra per nm of the components, dims (energy), named like the components. Without them
-        the limit of small optical density is used.
-    fraction : str
-        Name of the mapped component.
-    photons : float, optional
-        Mean counts without sample; None if the spectral fit weighs all energies alike.
-    dark_counts : float
-        Mean dark counts.
-    max_od : float
-        Optical density past which the spectral fit leaves a sample out.
-    offset : bool
-        Whether the spectral fit has a constant background.
-    edge_threshold_nm : float, optional
-        Measured thickness at which the outline of a particle was drawn [nm]; None if the outline
-        is the true one.
+    lower: Array
+    upper: Array
+    fraction: Array
+    variance: Array
+    thickness: Array
+    thickness_errors: Array
+    outline: float
+
+
+class View(Protocol):
+    """A body seen through the optics, in the bins of a measured profile."""
+
+    @property
+    def radius(self) -> float:
+        """Unit of the depths [nm]."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the body is a section whose height was chosen by its thickness."""
+
+    @property
+    def penalty(self) -> float:
+        """Chi2 of the thickness profile beyond that of the likeliest body."""
+
+    def basis(self, model: str, extra: float, depths: Array) -> tuple[Array, Array]:
+        """Share of the initial and of the surface fraction (bin, depth) for small OD."""
+
+    def seen(
+        self, model: str, extra: float, depths: Array, initial: Array, surface: Array
+    ) -> Array:
+        """Fraction (bin, depth), everything included."""
+
+    def uniform(self, level: float) -> tuple[Array, Array]:
+        """Fraction and thickness [nm] in every bin of a particle of one composition."""
+
+    def at_resolution(self, resolution_nm: float) -> View:
+        """The same body through optics of another resolution."""
+
+
+def through_optics(
+    mapped: Array, whole: Array, blur: Any, optics: Optics, added: Array | None = None
+) -> tuple[Array, Array]:
+    """Apparent thickness of the mapped component and of all, shape (place, model).
+
+    `mapped` (node, model) and `whole` (node,) are the true ones; for `blur` and `added` see
+    `spectromap.radial.projection.observed_thicknesses`.
     """
-
-    geometry: str = "dispersed"
-    section_nm: float | None = None
-    resolution_nm: float = 10.0
-    resolution_rel_error: float = 0.1
-    technique: str = "stxm"
-    delithiated_time_s: float | None = None
-    delithiated_time_rel_error: float = 0.0
-    references: xr.Dataset | None = None
-    fraction: str = "mn3"
-    photons: float | None = 1e4
-    dark_counts: float = 0.0
-    max_od: float = np.inf
-    offset: bool = True
-    edge_threshold_nm: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
-        if self.geometry not in ("dispersed", "lamella"):
-            raise InputError(f"'{self.geometry}' is not dispersed or lamella", where="geometry")
-        if self.geometry == "lamella" and not (self.section_nm or 0) > 0:
-            raise InputError(
-                "a lamella needs its nominal thickness",
-                where="section_nm",
-                remedy="Give the thickness of the section in nm.",
-            )
-        if self.technique not in ("stxm", "ptychography"):
-            raise InputError(f"'{self.technique}' is not stxm or ptychography", where="technique")
-        for name in ("resolution_nm", "delithiated_time_s", "photons", "edge_threshold_nm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < np.inf:
-                raise InputError(f"{value} is not a positive number", where=name)
-        if self.references is not None and self.fraction not in self.references:
-            raise InputError(
-                f"there is no reference spectrum '{self.fraction}'",
-                where="references",
-                remedy=f"They are named {', '.join(map(str, self.references))}.",
-            )
+    amounts = np.zeros((*mapped.shape, optics.spectra.shape[1]))
+    amounts[..., optics.mapped] = mapped
+    amounts[..., optics.base] = whole[:, None] - mapped
+    context = optics.context
+    seen = observed_thicknesses(
+        amounts,
+        optics.spectra,
+        blur,
+        added=added,
+        technique=context.technique,
+        photons=context.photons,
+        dark_counts=context.dark_counts,
+        max_od=context.max_od,
+        offset=context.offset,
+    )
+    return seen[..., optics.mapped], seen.sum(axis=-1)
 
 
-@dataclass(frozen=True)
-class Optics:
-    """The measurement as the full calculation needs it."""
+def thickness_misfit(thickness: Array, data: Profile, rel_error: float) -> float:
+    """Chi2 of a thickness profile whose scale is known to a relative error."""
+    good = np.isfinite(data.thickness) & np.isfinite(data.thickness_errors)
+    seen, model = data.thickness[good], thickness[good]
+    variance = data.thickness_errors[good] ** 2 + _THICKNESS_FLOOR**2
+    variance = variance + (_THICKNESS_SHAPE * seen) ** 2
+    prior = 1.0 / rel_error**2
+    scale = (np.sum(seen * model / variance) + prior) / (np.sum(model**2 / variance) + prior)
+    return float(np.sum((seen - scale * model) ** 2 / variance) + prior * (scale - 1.0) ** 2)
 
-    spectra: Array
-    mapped: int
-    base: int
-    context: Context
+
+def likeliest(misfits: list[float]) -> list[tuple[int, float]]:
+    """Index and penalty of the bodies worth considering, the likeliest first."""
+    order = np.argsort(misfits, kind="stable")
+    lowest = misfits[order[0]]
+    return [(int(i), misfits[i] - lowest) for i in order if misfits[i] < lowest + _UNLIKELY]
+
+
+# ------------------------------------------------------------------------------------- spheres
 
 
 @dataclass(frozen=True)
@@ -157,41 +165,24 @@ class Body:
         return float(np.sqrt(max(self.radius**2 - self.slab[0] ** 2, 0.0)))
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Profile of one particle: usable bins only."""
-
-    lower: Array
-    upper: Array
-    fraction: Array
-    variance: Array
-    thickness: Array
-    thickness_errors: Array
-    outline: float
-
-
-@dataclass(frozen=True)
-class View:
-    """A body seen through the optics: matrices from shells to nodes, to places, to bins."""
-
-    body: Body
-    shells: Array
-    blur: Array
-    average: Array
-    system: Array
-    penalty: float = 0.0
-
-    @property
-    def thickness(self) -> Array:
-        """Blurred thickness in every bin, for small optical density [nm]."""
-        return np.asarray(self.system.sum(axis=1))
-
-
 @lru_cache(maxsize=1)
 def shell_edges() -> Array:
     """Boundaries of the shells as fractions of the radius."""
     depth = np.sinh(_SHELL_GRADING * np.linspace(1.0, 0.0, SHELLS + 1)) / np.sinh(_SHELL_GRADING)
     return np.asarray(1.0 - depth)
+
+
+@lru_cache(maxsize=32)
+def _table(model: str, extra: float) -> tuple[Array, Array]:
+    """`_shares` at all of `DEPTHS`."""
+    return MODELS[model].shells(shell_edges(), DEPTHS, extra)
+
+
+def _shares(model: str, extra: float, depths: Array) -> tuple[Array, Array]:
+    """Share of the initial and of the surface fraction in every shell, (shell, depth)."""
+    if depths is DEPTHS:
+        return _table(model, extra)
+    return MODELS[model].shells(shell_edges(), depths, extra)
 
 
 @lru_cache(maxsize=16)
@@ -207,16 +198,83 @@ def _bin_rule() -> tuple[Array, Array]:
     return x, w
 
 
-def view_of(body: Body, data: Profile, sigma: float, penalty: float = 0.0) -> View:
-    """Matrices for one particle whose body is known, for a blur of standard deviation `sigma`."""
-    # Enough nodes that neither the kernel nor the kink at a phase boundary is missed.
-    ratio = body.disc / max(sigma, body.disc / 250.0)
-    count = 64 * int(np.ceil(np.clip(8.0 * ratio, 128, 640) / 64))
-    nodes, weights = disc_nodes(body.disc, count)
-    if body.slab is None:
-        shells = body.radius * _unit_sphere(count)
-    else:
-        shells = shell_lengths(nodes, body.radius * shell_edges(), body.slab)
+@dataclass(frozen=True)
+class SphereView:
+    """A sphere or cut sphere: matrices from shells to nodes, to places, to bins."""
+
+    body: Body
+    data: Profile
+    context: Context
+    optics: Optics | None
+    shells: Array
+    blur: Array
+    average: Array
+    system: Array
+    penalty: float = 0.0
+
+    @classmethod
+    def of(cls, body: Body, data: Profile, context: Context, optics: Optics | None) -> SphereView:
+        """Matrices for one particle whose body is known."""
+        # Enough nodes that neither the kernel nor the kink at a phase boundary is missed.
+        sigma = max(fwhm_to_sigma(context.resolution_nm), body.disc / 250.0)
+        count = 64 * int(np.ceil(np.clip(8.0 * body.disc / sigma, 128, 640) / 64))
+        nodes, weights = disc_nodes(body.disc, count)
+        if body.slab is None:
+            shells = body.radius * _unit_sphere(count)
+        else:
+            shells = shell_lengths(nodes, body.radius * shell_edges(), body.slab)
+        places, average = _bins_of(data)
+        blur = blur_matrix(places, nodes, weights, sigma)
+        system = (average @ blur) @ shells
+        return cls(body, data, context, optics, shells, blur, average, system)
+
+    @property
+    def radius(self) -> float:
+        """Radius of the sphere [nm]."""
+        return self.body.radius
+
+    @property
+    def cut(self) -> bool:
+        """Whether it is a section."""
+        return self.body.slab is not None
+
+    def basis(self, model: str, extra: float, depths: Array) -> tuple[Array, Array]:
+        """Share of the initial and of the surface fraction (bin, depth) for small OD."""
+        whole = self.system.sum(axis=1)[:, None]
+        first, second = _shares(model, extra, depths)
+        return self.system @ first / whole, self.system @ second / whole
+
+    def seen(
+        self, model: str, extra: float, depths: Array, initial: Array, surface: Array
+    ) -> Array:
+        """Fraction (bin, depth), everything included."""
+        first, second = _shares(model, extra, depths)
+        return self._full(initial * first + surface * second)[0]
+
+    def uniform(self, level: float) -> tuple[Array, Array]:
+        """Fraction and thickness [nm] in every bin of a particle of one composition."""
+        fraction, thickness = self._full(np.full((SHELLS, 1), level))
+        return fraction[:, 0], thickness[:, 0]
+
+    def at_resolution(self, resolution_nm: float) -> SphereView:
+        """The same body through optics of another resolution."""
+        context = replace(self.context, resolution_nm=resolution_nm)
+        return SphereView.of(self.body, self.data, context, self.optics)
+
+    def _full(self, profiles: Array) -> tuple[Array, Array]:
+        """Fraction and thickness in every bin for profiles (shell, model)."""
+        if self.optics is None:
+            whole = self.system.sum(axis=1)[:, None]
+            return self.system @ profiles / whole, np.broadcast_to(whole, (whole.size, 1))
+        amount, whole = through_optics(
+            self.shells @ profiles, self.shells.sum(axis=1), self.blur, self.optics
+        )
+        thickness = self.average @ whole
+        return (self.average @ amount) / thickness, thickness
+
+
+def _bins_of(data: Profile) -> tuple[Array, Array]:
+    """Distances from the axis within all bins [nm], and the matrix that averages over each."""
     x, w = _bin_rule()
     outer = np.maximum(data.outline - data.lower, 0.25 * (data.upper - data.lower))
     inner = np.maximum(data.outline - data.upper, 0.0)
@@ -225,64 +283,7 @@ def view_of(body: Body, data: Profile, sigma: float, penalty: float = 0.0) -> Vi
     share = (w * places.reshape(bins, -1)) / (w * places.reshape(bins, -1)).sum(1, keepdims=True)
     average = np.zeros((bins, places.size))
     average[np.arange(bins).repeat(_BIN_NODES), np.arange(places.size)] = share.ravel()
-    blur = blur_matrix(places, nodes, weights, max(sigma, body.disc / 250.0))
-    return View(body, shells, blur, average, (average @ blur) @ shells, penalty)
-
-
-def optics_of(context: Context) -> Optics | None:
-    """Reference spectra for the full calculation, or None where there are none in nm."""
-    references = context.references
-    if references is None:
-        return None
-    names = [str(n) for n in references.data_vars if references[n].dims == ("energy",)]
-    units = {references[n].attrs.get("units", "nm-1") for n in names}
-    if units != {"nm-1"} or len(names) < 2:
-        LOG.warning(
-            "references: not two or more spectra in nm-1, so the radial models are blurred as for"
-            " small optical density"
-        )
-        return None
-    spectra = np.stack([np.asarray(references[n].values, float) for n in names], axis=1)
-    spectra = spectra[np.all(np.isfinite(spectra), axis=1)]
-    if len(spectra) > _MOST_ENERGIES:
-        spectra = spectra[np.linspace(0, len(spectra) - 1, _MOST_ENERGIES).round().astype(int)]
-    mapped = names.index(context.fraction)
-    return Optics(spectra, mapped, 1 if mapped == 0 else 0, context)
-
-
-def _through_optics(
-    amount: Array, whole: Array, blur: Array, optics: Optics
-) -> tuple[Array, Array]:
-    """Apparent thickness of the mapped component and of all, shape (place, model)."""
-    amounts = np.zeros((*amount.shape, optics.spectra.shape[1]))
-    amounts[..., optics.mapped] = amount
-    amounts[..., optics.base] = whole[:, None] - amount
-    context = optics.context
-    seen = observed_thicknesses(
-        amounts,
-        optics.spectra,
-        blur,
-        technique=context.technique,
-        photons=context.photons,
-        dark_counts=context.dark_counts,
-        max_od=context.max_od,
-        offset=context.offset,
-    )
-    return seen[..., optics.mapped], seen.sum(axis=-1)
-
-
-def full(view: View, profiles: Array, optics: Optics) -> tuple[Array, Array]:
-    """Fraction and thickness in every bin for profiles (shell, model), everything included."""
-    amount, whole = _through_optics(
-        view.shells @ profiles, view.shells.sum(axis=1), view.blur, optics
-    )
-    thickness = view.average @ whole
-    return (view.average @ amount) / thickness, thickness
-
-
-def limit(view: View, profiles: Array) -> Array:
-    """Fraction in every bin for profiles (shell, model) in the limit of small optical density."""
-    return np.asarray((view.system @ profiles) / view.thickness[:, None])
+    return places, average
 
 
 def _crossing(body: Body, context: Context, optics: Optics | None, typical: float) -> float:
@@ -297,7 +298,7 @@ def _crossing(body: Body, context: Context, optics: Optics | None, typical: floa
     whole = shell_lengths(nodes, np.array([0.0, body.radius]), body.slab)[:, 0]
     seen: Array = blur @ whole
     if optics is not None:
-        seen = _through_optics(typical * whole[:, None], whole, blur, optics)[1][:, 0]
+        seen = through_optics(typical * whole[:, None], whole, blur, optics)[1][:, 0]
     above = np.flatnonzero(seen >= threshold)
     if above.size == 0 or above[-1] == r.size - 1:
         return np.nan
@@ -340,37 +341,17 @@ def _sections(data: Profile, context: Context, optics: Optics | None, typical: f
     return bodies
 
 
-def _thickness_misfit(thickness: Array, data: Profile, rel_error: float) -> float:
-    """Chi2 of a thickness profile whose scale is known to a relative error."""
-    good = np.isfinite(data.thickness) & np.isfinite(data.thickness_errors)
-    seen, model = data.thickness[good], thickness[good]
-    variance = data.thickness_errors[good] ** 2 + _THICKNESS_FLOOR**2
-    variance = variance + (_THICKNESS_SHAPE * seen) ** 2
-    prior = 1.0 / rel_error**2
-    scale = (np.sum(seen * model / variance) + prior) / (np.sum(model**2 / variance) + prior)
-    return float(np.sum((seen - scale * model) ** 2 / variance) + prior * (scale - 1.0) ** 2)
-
-
-def views(
+def sphere_views(
     data: Profile, radius: float, context: Context, optics: Optics | None, rel_error: float
-) -> list[View]:
-    """The bodies worth considering, the likeliest first; their penalty is relative to it."""
-    sigma = fwhm_to_sigma(context.resolution_nm)
+) -> list[SphereView]:
+    """The spheres worth considering, the likeliest first; their penalty is relative to it."""
+    optics = None if optics is None else optics.thinned(_MOST_ENERGIES)
     if context.geometry == "dispersed":
-        return [view_of(Body(radius), data, sigma)]
+        return [SphereView.of(Body(radius), data, context, optics)]
     typical = float(np.average(data.fraction, weights=1.0 / data.variance))
-    scored = []
-    for body in _sections(data, context, optics, typical):
-        view = view_of(body, data, sigma)
-        if optics is None:
-            thickness = view.thickness
-        else:
-            thickness = full(view, np.full((SHELLS, 1), typical), optics)[1][:, 0]
-        scored.append((_thickness_misfit(thickness, data, rel_error), view))
-    scored.sort(key=lambda pair: pair[0])
-    lowest = scored[0][0]
-    return [
-        View(v.body, v.shells, v.blur, v.average, v.system, misfit - lowest)
-        for misfit, v in scored
-        if misfit < lowest + 9.0
+    found = [
+        SphereView.of(body, data, context, optics)
+        for body in _sections(data, context, optics, typical)
     ]
+    misfits = [thickness_misfit(view.uniform(typical)[1], data, rel_error) for view in found]
+    return [replace(found[i], penalty=penalty) for i, penalty in likeliest(misfits)]
