@@ -127,6 +127,26 @@ def interpolation_variance(shift_y: float, shift_x: float) -> float:
     return factor
 
 
+def vertex(x: FloatArray, y: FloatArray) -> float:
+    """Place of the minimum of y by a parabola through the lowest point and its neighbours.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (n,)
+        Ascending places and the values there.
+
+    Returns
+    -------
+    float
+        An end of `x` if the lowest point is there.
+    """
+    i = int(np.argmin(y))
+    if i in (0, y.size - 1):
+        return float(x[i])
+    left, right = y[i - 1] - y[i], y[i + 1] - y[i]
+    return float(x[i] + 0.25 * (x[i + 1] - x[i - 1]) * (left - right) / max(left + right, 1e-300))
+
+
 def robust_std(values: FloatArray) -> float:
     """Standard deviation from the median absolute deviation, for values with outliers."""
     values = values[np.isfinite(values)]

@@ -717,6 +717,7 @@ class _Run(_Setting):
             fraction=self.plan.fraction,
             photons=float(np.nanmedian(spectra["i0"].values)) / gain,
             dark_counts=self.dark / gain,
+            stray_fraction=float(spectra["stray_fraction"]),
             max_od=np.inf if max_od is None else max_od,
             offset=fit.get("baseline", "constant") != "none",
         )

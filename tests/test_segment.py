@@ -13,6 +13,7 @@ from scipy import ndimage, spatial
 
 from spectromap import segment
 from spectromap.schema import PLACES, InputError
+from spectromap.segment.table import RIM_ERROR
 
 MU = 0.018  # per nm; blur acts on exp(-MU T)
 
@@ -186,6 +187,26 @@ def test_a_dense_agglomerate_falls_into_its_primaries(count, diameter, pixel, ga
     best, f1 = overlaps(segment.find_particles(thickness, errors, 45.0).values, truth)
     assert best.mean() >= 0.88
     assert f1 >= 0.97
+
+
+def test_small_particles_are_found_at_stxm_resolution():
+    scene = loose_field(150, 20.0, 45.0, 4, (65, 110), seed=2)
+    thickness, errors, truth = scene.finished(2.0)
+    best, f1 = overlaps(segment.find_particles(thickness, errors, 45.0).values, truth)
+    assert best.mean() >= 0.85
+    assert f1 >= 0.95
+
+
+@pytest.mark.parametrize("height", [20.0, 60.0])
+def test_a_background_that_no_quadratic_follows(height):
+    scene = loose_field(200, 5.0, 10.0, 2, (60, 100), 80.0, seed=4)
+    thickness, errors, truth = scene.finished(2.0)
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in thickness.shape), indexing="ij")
+    wave = height * np.sin(2.2 * x + 1) * np.cos(2.7 * y)
+    found = segment.find_particles(thickness.copy(data=thickness.values + wave), errors, 10.0)
+    best, f1 = overlaps(found.values, truth)
+    assert best.mean() >= 0.9
+    assert f1 == 1.0
 
 
 def test_an_uneven_background_changes_little():
@@ -512,12 +533,52 @@ def test_table_of_a_disc():
     assert bool(one.used)
     assert one.reason == ""
     assert set(table.data_vars) == {
-        *("area", "radius", "y", "x", "thickness", "thickness_errors", "thickness_max", "overlap"),
+        *("area", "area_errors", "radius", "radius_errors", "y", "x"),
+        *("thickness", "thickness_errors", "thickness_max", "overlap"),
         *("mn3_fraction", "mn3_fraction_errors", "agglomerate", "place", "depth"),
         *("at_border", "used", "reason"),
     }
     assert table.area.attrs["units"] == "nm2"
     assert table.at_border.dtype == bool
+
+
+def test_the_error_of_the_area_is_what_noise_makes_of_it():
+    rng = np.random.default_rng(2)
+    values = ndimage.gaussian_filter(anti_aliased_disc(20.3, (31.3, 32.1)), 1.5)
+    shared = RIM_ERROR * 12.0 * 2 * np.pi * 4 * 20.3  # what is the same in every repeat
+    areas, variances = [], []
+    for _ in range(60):
+        maps = maps_of(values > 40, pixel=(4.0, 4.0), thickness_errors=np.full(values.shape, 12.0))
+        maps["thickness"].values[:] = values + rng.normal(0, 12.0, values.shape)
+        # At a given threshold; else the edge of the same label takes part of the noise away.
+        maps["edge_distance"] = segment.edge_distance(
+            maps["particle_label"], maps["thickness"], 12.0, threshold_nm=40.0
+        )
+        table = segment.particle_table(maps, "mn3", 12.0)
+        areas.append(float(table.area[0]))
+        variances.append(float(table.area_errors[0]) ** 2 - shared**2)
+    assert 0.6 < np.sqrt(max(np.mean(variances), 0.0)) / np.std(areas) < 1.6
+
+
+@pytest.mark.parametrize(
+    ("resolution", "pixel", "radii"), [(10.0, 5.0, (60, 120)), (45.0, 20.0, (150, 260))]
+)
+def test_the_error_of_the_radius_covers_the_truth(resolution, pixel, radii):
+    pulls = []
+    for seed in (11, 12):
+        scene = loose_field(200, pixel, resolution, 4, radii, seed=seed, count=12)
+        thickness, errors, truth = scene.finished(2.0)
+        found = segment.find_particles(thickness, errors, resolution)
+        maps = maps_of(found.values, pixel=(pixel, pixel))
+        maps["thickness"].values[:] = thickness.values
+        table = segment.particle_table(maps, "mn3", resolution)
+        for row in range(table.sizes["particle"]):
+            mine = found.values == int(table.particle[row])
+            whole = truth == np.bincount(truth[mine])[1:].argmax() + 1
+            radius = pixel * np.sqrt(whole.sum() / np.pi)
+            pulls.append(float((table.radius[row] - radius) / table.radius_errors[row]))
+    assert 0.5 <= np.mean(np.abs(pulls) < 1) <= 0.95
+    assert np.abs(pulls).max() < 4.0
 
 
 def test_the_fraction_is_weighted_by_thickness():

@@ -26,6 +26,8 @@ LEAST_GAP = 0.2
 LEAST_FRONT = 1.6
 #: The time grows by no more than this factor in one super step of second order.
 LARGEST_GROWTH = 1.3
+#: Parts of a voxel in which a table is looked up.
+TABLE_PARTS = 4
 #: Points of the tables that give what is left from the distance to the surface, ...
 _TABLE = 400
 #: ... which end at this many fronts: nothing has arrived there.
@@ -119,7 +121,9 @@ def _normal(
 
 
 @compiled
-def find_depth(points: NDArray[Any], count: int, nearest: NDArray[Any], depth: NDArray[Any]) -> None:
+def find_depth(
+    points: NDArray[Any], count: int, nearest: NDArray[Any], depth: NDArray[Any]
+) -> None:
     """Distance from the surface, along the normal at the nearest of its known points.
 
     Parameters
@@ -131,33 +135,12 @@ def find_depth(points: NDArray[Any], count: int, nearest: NDArray[Any], depth: N
     depth : ndarray, shape (nz, ny, nx)
         Filled: voxels, positive inside.
     """
-    nz, ny, nx = depth.shape
     nearest[:] = -1
     depth[:] = 1e9
-    for p in range(count):
-        z = min(max(int(points[p, 0]), 0), nz - 1)
-        y, x = int(np.rint(points[p, 1])), int(np.rint(points[p, 2]))
-        for k in range(max(z - 1, 0), min(z + 2, nz)):
-            for j in range(max(y - 1, 0), min(y + 2, ny)):
-                for i in range(max(x - 1, 0), min(x + 2, nx)):
-                    _offer(points, p, k, j, i, nearest, depth)
+    _seed(points, count, nearest, depth)
     for sweep in range(8):
-        backward_z, backward_y, backward_x = sweep & 1, sweep & 2, sweep & 4
-        for c in range(nz):
-            k = nz - 1 - c if backward_z else c
-            for b in range(ny):
-                j = ny - 1 - b if backward_y else b
-                for a in range(nx):
-                    i = nx - 1 - a if backward_x else a
-                    kk = k + 1 if backward_z else k - 1
-                    jj = j + 1 if backward_y else j - 1
-                    ii = i + 1 if backward_x else i - 1
-                    if 0 <= kk < nz:
-                        _offer(points, nearest[kk, j, i], k, j, i, nearest, depth)
-                    if 0 <= jj < ny:
-                        _offer(points, nearest[k, jj, i], k, j, i, nearest, depth)
-                    if 0 <= ii < nx:
-                        _offer(points, nearest[k, j, ii], k, j, i, nearest, depth)
+        _sweep(points, sweep, nearest, depth)
+    nz, ny, nx = depth.shape
     for k in range(nz):
         for j in range(ny):
             for i in range(nx):
@@ -168,6 +151,43 @@ def find_depth(points: NDArray[Any], count: int, nearest: NDArray[Any], depth: N
                         + (j - points[p, 1]) * points[p, 4]
                         + (i - points[p, 2]) * points[p, 5]
                     )
+
+
+@compiled
+def _seed(points: NDArray[Any], count: int, nearest: NDArray[Any], square: NDArray[Any]) -> None:
+    """Offer every point to the voxels around it."""
+    nz, ny, nx = square.shape
+    for p in range(count):
+        z = min(max(int(points[p, 0]), 0), nz - 1)
+        y, x = int(np.rint(points[p, 1])), int(np.rint(points[p, 2]))
+        for k in range(max(z - 1, 0), min(z + 2, nz)):
+            for j in range(max(y - 1, 0), min(y + 2, ny)):
+                for i in range(max(x - 1, 0), min(x + 2, nx)):
+                    _offer(points, p, k, j, i, nearest, square)
+
+
+@compiled
+def _sweep(points: NDArray[Any], sweep: int, nearest: NDArray[Any], square: NDArray[Any]) -> None:
+    """Pass the nearest points on to their neighbours in one of eight directions.
+
+    References
+    ----------
+    P.-E. Danielsson, Comput. Graph. Image Process. 14, 227 (1980).
+    """
+    nz, ny, nx = square.shape
+    step_z, step_y, step_x = 1 - (sweep & 1) * 2, 1 - (sweep & 2), 1 - (sweep & 4) // 2
+    for c in range(nz):
+        k = c if step_z > 0 else nz - 1 - c
+        for b in range(ny):
+            j = b if step_y > 0 else ny - 1 - b
+            for a in range(nx):
+                i = a if step_x > 0 else nx - 1 - a
+                if 0 <= k - step_z < nz:
+                    _offer(points, nearest[k - step_z, j, i], k, j, i, nearest, square)
+                if 0 <= j - step_y < ny:
+                    _offer(points, nearest[k, j - step_y, i], k, j, i, nearest, square)
+                if 0 <= i - step_x < nx:
+                    _offer(points, nearest[k, j, i - step_x], k, j, i, nearest, square)
 
 
 @compiled
@@ -313,40 +333,57 @@ def integrate(
     result : ndarray, shape (ny, nx)
         Filled: integral between the planes in voxels.
     """
-    nz, ny, nx = values.shape
-    parts = 1 if table.size == 0 else 4
+    _, ny, nx = values.shape
     for y in range(ny):
         for x in range(nx):
             result[y, x] = 0.0
             if height[y, x] <= 0.5:
                 continue
+            column, top = values[:, y, x], surface[y, x]
             for side in range(2):
                 end = min(abs(ends[side]), height[y, x])
-                sign = 1.0 if (ends[side] > 0) == (side == 1) else -1.0
-                total = 0.0
-                low, here = 0.0, values[0, y, x]
-                for z in range(nz + 1):
-                    high, there = z + 0.5, surface[y, x]
-                    if z == nz or high >= height[y, x]:
-                        high = height[y, x]
-                    else:
-                        there = values[z, y, x]
-                    if high > low:
-                        stop = min(high, end)
-                        piece = (stop - low) / parts
-                        slope = (there - here) / (high - low)
-                        for k in range(parts):
-                            middle = here + slope * piece * (k + 0.5)
-                            if table.size > 0:
-                                place = max(middle, 0.0) / spacing
-                                i = min(int(place), table.size - 2)
-                                share = min(place - i, 1.0)
-                                middle = table[i] + share * (table[i + 1] - table[i])
-                            total += middle * piece
-                    low, here = high, there
-                    if high >= end:
-                        break
-                result[y, x] += sign * total
+                total = _up_to(column, top, height[y, x], end, table, spacing)
+                result[y, x] += total if (ends[side] > 0) == (side == 1) else -total
+
+
+@compiled
+def _up_to(
+    column: NDArray[Any],
+    surface: float,
+    height: float,
+    end: float,
+    table: NDArray[Any],
+    spacing: float,
+) -> float:
+    """Integral up one column, of values that change linearly between the voxel centres."""
+    parts = 1 if table.size == 0 else TABLE_PARTS
+    total, low, here = 0.0, 0.0, column[0]
+    for z in range(column.size + 1):
+        high, there = z + 0.5, surface
+        if z == column.size or high >= height:
+            high = height
+        else:
+            there = column[z]
+        if high > low:
+            piece = (min(high, end) - low) / parts
+            slope = (there - here) / (high - low)
+            for k in range(parts):
+                total += piece * _looked_up(here + slope * piece * (k + 0.5), table, spacing)
+        low, here = high, there
+        if high >= end:
+            break
+    return total
+
+
+@compiled
+def _looked_up(value: float, table: NDArray[Any], spacing: float) -> float:
+    """What a table holds for a value; the value itself if there is no table."""
+    if table.size == 0:
+        return value
+    place = max(value, 0.0) / spacing
+    i = min(int(place), table.size - 2)
+    share = min(place - i, 1.0)
+    return float(table[i] + share * (table[i + 1] - table[i]))
 
 
 def left_near(depth: Array, front: float, exchange: float, bend: float) -> Array:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
-from spectromap._numerics import fwhm_to_sigma, gaussian_blur
+from spectromap._numerics import gaussian_blur
 from spectromap.radial._solve import Voxels, columns, deep_columns
 from spectromap.schema import InputError
 
@@ -33,6 +33,8 @@ ATTENUATION_PER_NM = 0.015
 #: thickness (0.4 % where the front is as thin as 1.5 voxels).
 VOXELS_PER_RADIUS = 28
 SECTION_VOXELS_PER_RADIUS = 24
+#: Depth in voxels over which what is left rises from the outline; a matter of interpolation only.
+RIM_VOXELS = 3.0
 #: Points per radius of the outline at which its rounded form is worked out.
 FORM_POINTS = 20
 #: Rims that are tried: exponent of the height in the distance from the edge.
@@ -158,13 +160,18 @@ def _cubic(position: Array, count: int) -> tuple[NDArray[np.intp], Array]:
     return np.clip(first[..., None] + np.arange(-1, 3), 0, count - 1), weights
 
 
-def _to_cells(solid: Solid, shares: Array, path: Array) -> Array:
-    """Bring shares of the path from voxel columns to cells, shape (m, n) of cells with a path.
+def _rise(solid: Solid, distance: Array, exchange_nm: float) -> Array:
+    """How what is left rises from the outline inwards, up to a factor that changes little.
 
-    A share that vanishes at the outline does so linearly; divided by a function that does it too,
-    it can be continued past the outline and interpolated there.
+    It vanishes there, or with surface exchange at ``D / k`` outside.
     """
-    uncut, reach = solid._uncut, 3.0 * solid.voxel
+    reach = RIM_VOXELS * solid.voxel
+    return np.asarray(-np.expm1(-(np.maximum(distance, 0.0) + exchange_nm) / reach))
+
+
+def _to_cells(solid: Solid, shares: Array, path: Array) -> Array:
+    """Interpolate maps on voxel columns at the cells with a path, shape (m, n)."""
+    uncut = solid._uncut
     inside = np.argwhere(path > 0)
     place = (inside + 0.5) * solid.cell
     rows, cols = ((place[:, a] - uncut.corner[a]) / solid.voxel for a in range(2))
@@ -174,12 +181,15 @@ def _to_cells(solid: Solid, shares: Array, path: Array) -> Array:
     weight = (w_i[:, :, None] * w_j[:, None, :]).reshape(len(inside), 16)
     start = np.arange(0, 16 * len(inside) + 1, 16)
     matrix = sparse.csr_array((weight.ravel(), index.ravel(), start), shape=(len(inside), ny * nx))
-    vanish = -np.expm1(-solid.distance[tuple(inside.T)] / reach)
-    return np.asarray((matrix @ shares.reshape(len(shares), -1).T).T * np.maximum(vanish, 0.0))
+    return np.asarray((matrix @ shares.reshape(len(shares), -1).T).T)
 
 
-def _remaining(solid: Solid, left: Array) -> Array:
-    """From what is left of voxel columns [nm] to what has come into cells [nm]."""
+def _come(solid: Solid, left: Array, exchange_nm: float = 0.0) -> Array:
+    """From what is left of voxel columns [nm] to what has come into cells [nm].
+
+    Over the path and the way it rises from the outline, what is left can be continued past the
+    outline and so interpolated up to it.
+    """
     uncut, path = solid._uncut, solid.thickness
     length = _path(uncut.voxels.height * solid.voxel, solid.slab)
     ny, nx = length.shape
@@ -189,16 +199,16 @@ def _remaining(solid: Solid, left: Array) -> Array:
     )
     places = np.meshgrid(rows, cols, indexing="ij")
     distance = ndimage.map_coordinates(solid.distance, places, order=1, mode="nearest")
-    good = (length > 0.5 * solid.voxel) & (left[-1] + left[0] > 0) & (distance > 0)
+    good = (length > solid.voxel) & (left.max(axis=0) > 0) & (distance > 0.4 * solid.voxel)
     result = np.zeros((len(left), *solid.shape), dtype=np.float32)
     if not good.any():
         result[:] = path
         return result
-    vanish = -np.expm1(-distance / (3.0 * solid.voxel))
-    shares = left / np.where(good, length * vanish, 1.0)
+    shares = left / np.where(good, length * _rise(solid, distance, exchange_nm), 1.0)
     nearest = ndimage.distance_transform_edt(~good, return_distances=False, return_indices=True)
-    share = np.clip(_to_cells(solid, shares[:, nearest[0], nearest[1]], path), 0.0, 1.0)
-    result[:, path > 0] = path[path > 0] * (1.0 - share)
+    share = _to_cells(solid, shares[:, nearest[0], nearest[1]], path)
+    share *= _rise(solid, solid.distance[path > 0], exchange_nm)
+    result[:, path > 0] = path[path > 0] * (1.0 - np.clip(share, 0.0, 1.0))
     return result
 
 
@@ -237,7 +247,8 @@ def progress(solid: Solid, depths: Array, *, exchange_nm: float = 0.0) -> Array:
         raise InputError("the exchange length must be zero or more", where="exchange_nm")
     uncut = solid._uncut
     number = uncut.slabs.index(_planes(solid.slab))
-    return _remaining(solid, uncut.left(depths, float(exchange_nm))[number])
+    left = uncut.left(depths, float(exchange_nm))[number]
+    return _come(solid, left, float(exchange_nm))
 
 
 def shell(solid: Solid, depths: Array) -> Array:
@@ -262,7 +273,12 @@ def shell(solid: Solid, depths: Array) -> Array:
     depths = _check_depths(depths)
     uncut = solid._uncut
     core = uncut.core(depths)[uncut.slabs.index(_planes(solid.slab))]
-    return _remaining(solid, core)
+    path = solid.thickness
+    result = np.tile(path, (len(depths), 1, 1))
+    # The square of the path through the core goes nearly linearly through zero at its outline.
+    square = np.maximum(_to_cells(solid, core**2, path), 0.0)
+    result[:, path > 0] -= np.minimum(np.sqrt(square), path[path > 0])
+    return result.astype(np.float32)
 
 
 def _planes(slab: Slab | None) -> Slab:
@@ -361,8 +377,10 @@ def _crop(
     maps = [np.asarray(m, dtype=float) for m in (thickness, errors, edge_distance)]
     if maps[0].ndim != 2 or any(m.shape != maps[0].shape for m in maps):
         raise InputError("thickness, errors and edge_distance must be maps of one shape")
-    if min(*pixel, resolution_nm + 1e-9) <= 0 or cells < 1:
-        raise InputError("pixel, resolution and cells must be above zero", where="pixel")
+    if not (min(pixel) > 0 and resolution_nm >= 0 and cells >= 1):
+        raise InputError(
+            "pixels and cells must be above zero, the resolution not below", where="pixel"
+        )
     distance = _signed_distance(maps[2], pixel)
     usable = np.isfinite(maps[0]) & np.isfinite(maps[1])
     weight = np.where(usable, 1.0, 0.0)
@@ -443,7 +461,7 @@ def _form(crop: _Crop, margin: float) -> _Form:
     distance = np.where(padded, given, given[tuple(nearest)] - away * crop.pixel)
     corner = -around * crop.pixel + 0.5 * step
     sides = [np.arange(int(n * crop.pixel / step)) * step + corner for n in distance.shape]
-    places = np.meshgrid(*((s / crop.pixel - 0.5 + around for s in sides)), indexing="ij")
+    places = np.meshgrid(*(s / crop.pixel - 0.5 + around for s in sides), indexing="ij")
     distance = ndimage.map_coordinates(distance, places, order=1, mode="nearest")
     values = _poisson(distance, step)
     # Points on the outline itself say nothing about the slope there.
@@ -530,7 +548,8 @@ def whole_body(
     y, x = crop.centres()
     on_cells = form.at(form.values, y, x)
     inside = crop.distance > 0
-    noise = float(np.median(crop.errors[inside]) / max(np.median(crop.thickness[inside]), 1e-6))
+    height = max(float(np.median(crop.thickness[inside])), 1e-6)
+    noise = float(np.median(crop.errors[inside])) / height
     width = max(
         noise * crop.pixel / (2.0 * np.sqrt(np.pi) * NOISE_SHARE),
         FINEST_DETAIL * crop.resolution,
@@ -546,8 +565,8 @@ def whole_body(
     distance = crop.at(crop.distance, y, x)
     uncut, radius = _uncut(root, exponent, crop, 0, VOXELS_PER_RADIUS)
     uncut.slabs.append(_planes(None))
-    height = np.maximum(root(y, x), 0.0) ** exponent
-    return Solid(crop.cell, crop.shape, None, radius, height, distance, uncut)
+    surface = np.maximum(root(y, x), 0.0) ** exponent
+    return Solid(crop.cell, crop.shape, None, radius, surface, distance, uncut)
 
 
 def _uncut(
@@ -630,9 +649,7 @@ def section_bodies(
         uncut, radius = _uncut(root, exponent, crop, around, SECTION_VOXELS_PER_RADIUS)
         uncut.slabs.append(slab)
         height = np.maximum(root(y, x), 0.0) ** exponent
-        solids.append(
-            Solid(crop.cell, crop.shape, slab, radius, height, distance, uncut, penalty)
-        )
+        solids.append(Solid(crop.cell, crop.shape, slab, radius, height, distance, uncut, penalty))
     return solids
 
 
@@ -673,7 +690,7 @@ class _Cut:
         form = self.raised(y, x)
         exponents = CUT_EXPONENTS if self.face == 0 else (0.5,)
         fits = [(*self._shaped(form, e), e) for e in exponents]
-        misfit, penalty, log, exponent = min(fits, key=lambda fit: fit[0] + fit[1])
+        _, penalty, log, exponent = min(fits, key=lambda fit: fit[0] + fit[1])
         return log, exponent, penalty
 
     def _shaped(self, form: Array, exponent: float) -> tuple[float, float, Array]:

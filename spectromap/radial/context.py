@@ -15,6 +15,7 @@ __all__ = ["Context", "Optics", "optics_of"]
 
 Array = NDArray[np.floating[Any]]
 
+
 @dataclass(frozen=True)
 class Context:
     """What the fit must know about the sample and the measurement.
@@ -44,6 +45,8 @@ class Context:
         Mean counts without sample; None if the spectral fit weighs all energies alike.
     dark_counts : float
         Mean dark counts.
+    stray_fraction : float
+        Fraction of the light that the spectral fit took as never absorbed.
     max_od : float
         Optical density past which the spectral fit leaves a sample out.
     offset : bool
@@ -64,6 +67,7 @@ class Context:
     fraction: str = "mn3"
     photons: float | None = 1e4
     dark_counts: float = 0.0
+    stray_fraction: float = 0.0
     max_od: float = np.inf
     offset: bool = True
     edge_threshold_nm: float | None = None

@@ -17,9 +17,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import special
 
+from spectromap._numerics import vertex
 from spectromap.radial import MODELS
 from spectromap.radial.context import Context, Optics, optics_of
-from spectromap.radial.pooling import pool
+from spectromap.radial.pooling import ONE_SIDED_95, pool
 from spectromap.radial.solid_view import Field
 from spectromap.radial.view import DEPTHS, Profile, View, sphere_radii, sphere_views
 from spectromap.schema import InputError
@@ -185,25 +186,41 @@ def _point(
     )
 
 
-def _vertex(x: Array, y: Array) -> float:
-    """Place of the minimum of y by a parabola through the lowest point and its neighbours."""
-    i = int(np.argmin(y))
-    if i in (0, y.size - 1):
-        return float(x[i])
-    left, right = y[i - 1] - y[i], y[i + 1] - y[i]
-    return float(x[i] + 0.25 * (x[i + 1] - x[i - 1]) * (left - right) / max(left + right, 1e-300))
-
-
-def _search(view: View, model: str, extra: float, data: Profile, limits: Limits) -> _Search:
+def _search(
+    view: View,
+    model: str,
+    extra: float,
+    data: Profile,
+    limits: Limits,
+    correction: Array | None = None,
+) -> _Search:
     """Best parameters of a model in one view, and chi2 along the depth."""
     variant = (model, extra)
-    correction, chi2 = _correction(view, model, extra, data, limits)
-    vertex = float(np.exp(_vertex(np.log(DEPTHS), chi2)))
-    best = _point(view, variant, vertex, correction, data, limits)
+    if correction is None:
+        correction, chi2 = _correction(view, model, extra, data, limits)
+    else:
+        chi2 = _fractions(view.basis(*variant, DEPTHS), correction, data, limits)[2]
+    lowest = float(np.exp(vertex(np.log(DEPTHS), chi2)))
+    best = _point(view, variant, lowest, correction, data, limits)
     if best.chi2 > chi2.min():  # a kink, which no parabola describes
         depth = float(DEPTHS[np.argmin(chi2)])
         best = _point(view, variant, depth, correction, data, limits)
     return _Search(view, model, extra, correction, chi2, best)
+
+
+def _searches(model: str, seen: Sequence[View], data: Profile, limits: Limits) -> list[_Search]:
+    """All views and further parameters of a model.
+
+    What the limit of small optical density neglects hardly depends on the height of the cut, so
+    that it is found for the likeliest body only.
+    """
+    found = []
+    for extra in MODELS[model].extras:
+        first = _search(seen[0], model, extra, data, limits)
+        found.append(first)
+        for view in seen[1:]:
+            found.append(_search(view, model, extra, data, limits, first.correction))
+    return found
 
 
 # ------------------------------------------------------------------------- one model, one particle
@@ -233,26 +250,31 @@ def _outcome(searches: list[_Search], data: Profile) -> _Outcome:
     )
 
 
-def _crossing(x: Array, rise: Array, start: int, step: int) -> float:
-    """Where the root of `rise` passes 1, going from `start` in one direction; NaN if nowhere."""
+def _crossing(x: Array, rise: Array, start: int, step: int, level: float) -> float:
+    """Where the root of `rise` passes a level, going from `start` one way; NaN if nowhere."""
     i = start
     while 0 <= i + step < x.size:
         inner, outer = np.sqrt(max(rise[i], 0.0)), np.sqrt(max(rise[i + step], 0.0))
-        if outer >= 1.0:
+        if outer >= level:
             if not np.isfinite(outer):
                 return float(x[i])
-            return float(x[i] + (x[i + step] - x[i]) * (1.0 - inner) / max(outer - inner, 1e-12))
+            share = (level - inner) / max(outer - inner, 1e-12)
+            return float(x[i] + (x[i + step] - x[i]) * share)
         i += step
     return np.nan
 
 
 def _interval(outcome: _Outcome, scale: float) -> tuple[float, float]:
-    """68 % profile-likelihood interval of the depth [nm]; 0 or inf where chi2 does not rise."""
+    """68 % profile-likelihood interval of the depth [nm]; 0 or inf where chi2 does not rise.
+
+    Where one side is open the other is the one-sided 95 % limit.
+    """
     x = np.log(outcome.depth)
-    lowest = outcome.profile.min()
-    rise = (outcome.profile - lowest) / scale
+    rise = (outcome.profile - outcome.profile.min()) / scale
     start = int(np.argmin(outcome.profile))
-    low, high = (np.exp(_crossing(x, rise, start, step)) for step in (-1, 1))
+    low, high = (np.exp(_crossing(x, rise, start, step, 1.0)) for step in (-1, 1))
+    if np.isfinite(low) != np.isfinite(high):
+        low, high = (np.exp(_crossing(x, rise, start, step, ONE_SIDED_95)) for step in (-1, 1))
     return (
         float(low) if np.isfinite(low) else 0.0,
         float(high) if np.isfinite(high) else np.inf,
@@ -282,7 +304,7 @@ def _resolution_shift(search: _Search, data: Profile, context: Context, limits: 
     wider = context.resolution_nm * (1.0 + context.resolution_rel_error)
     basis = search.view.at_resolution(wider).basis(search.model, search.extra, DEPTHS)
     chi2 = _fractions(basis, search.correction, data, limits)[2]
-    moved = _vertex(np.log10(DEPTHS), chi2) - np.log10(search.best.depth)
+    moved = vertex(np.log10(DEPTHS), chi2) - np.log10(search.best.depth)
     return float(abs(2.0 * moved))
 
 
@@ -389,14 +411,7 @@ def _fit_particle(
     uniform = float(np.sum((data.fraction - level - known_rim) ** 2 / variance))
 
     outcomes = {
-        name: _outcome(
-            [
-                _search(view, name, extra, data, options.fraction_limits)
-                for view in seen
-                for extra in MODELS[name].extras
-            ],
-            data,
-        )
+        name: _outcome(_searches(name, seen, data, options.fraction_limits), data)
         for name in options.models
     }
     reduced = min(outcome.reduced for outcome in outcomes.values())
@@ -656,7 +671,8 @@ def fit_models(
     -------
     Dataset, dims (particle, model)
         ``D_cm2_s`` [cm2/s] (NaN without a time) and ``Dt_cm2`` [cm2] with their 68 % limits
-        ``_low`` and ``_high`` (0 or inf where there is none); ``shell_thickness`` [nm] with
+        ``_low`` and ``_high``; where there is none on one side (0 or inf) the other is the limit
+        that holds in 95 %; ``shell_thickness`` [nm] with
         limits for every model but diffusion; ``surface_fraction``, ``initial_fraction`` with
         errors; ``log10_D_bound``, the Cramer-Rao bound for the errors of the profile alone, and
         ``log10_D_systematic``, the effect of the resolution's error; ``aicc``, ``bic``, ``chi2``

@@ -18,6 +18,7 @@ from scipy import special
 
 __all__ = [
     "Blur",
+    "absorption_power",
     "blur_matrix",
     "blurred_absorption",
     "disc_nodes",
@@ -36,6 +37,9 @@ Blur = Callable[[Array], Array]
 #: 1e-4 of the radius are integrated to better than 1e-6.
 _PANELS = 14
 _PANEL_NODES = 14
+#: Steps of the fit to counts, after a fit to optical densities; its longest step [nm], and the
+#: largest optical density of its model.
+_SCORING_STEPS, _LONGEST_STEP_NM, _HIGHEST_OD = 2, 100.0, 30.0
 #: A Gaussian is cut off at this many standard deviations (1e-14 of its peak).
 _REACH = 8.0
 
@@ -233,12 +237,12 @@ def blurred_absorption(od: Array, blur: Blur, technique: str) -> Array:
         0 to 1. That of bodies side by side adds up, because none of them absorbs where another is.
     """
     # Outside the body nothing is absorbed, so that only the absorbed part needs blurring.
-    absorbed = -np.expm1(-_power(technique) * od)
+    absorbed = -np.expm1(-absorption_power(technique) * od)
     blurred = blur(absorbed.reshape(absorbed.shape[0], -1))
     return np.asarray(blurred.reshape(-1, *od.shape[1:]))
 
 
-def _power(technique: str) -> float:
+def absorption_power(technique: str) -> float:
     """Exponent of the optical density in what the optics blur."""
     return 0.5 if technique == "ptychography" else 1.0
 
@@ -252,6 +256,7 @@ def observed_thicknesses(
     technique: str = "stxm",
     photons: float | None = None,
     dark_counts: float = 0.0,
+    stray: float = 0.0,
     max_od: float = np.inf,
     offset: bool = True,
 ) -> Array:
@@ -270,10 +275,12 @@ def observed_thicknesses(
     technique : str
         "stxm" blurs the transmitted intensity, "ptychography" the modulus of the transmission.
     photons : float, optional
-        Counts without sample; the fit is then weighted by the inverse variance of the optical
-        density. None: all energies count alike.
+        Counts without sample; the fit is then that of counts with photon noise, by Fisher scoring.
+        None: a fit of the optical density in which all energies count alike.
     dark_counts : float
         Dark counts, for the same variance.
+    stray : float
+        Fraction of the light that the fit, rightly or not, takes as never absorbed.
     max_od : float
         Energies past this optical density are left out of the fit of that place.
     offset : bool
@@ -288,21 +295,33 @@ def observed_thicknesses(
     absorbed = blurred_absorption(amounts @ spectra.T, apply, technique)
     if added is not None:
         absorbed = absorbed + added[:, None, :]
-    recorded = -np.log1p(-np.minimum(absorbed, 1.0 - 1e-12)) / _power(technique)
+    passed = np.maximum(1.0 - absorbed, 1e-12) ** (1.0 / absorption_power(technique))
     columns = np.column_stack([spectra, np.ones(len(spectra))]) if offset else spectra
-    if photons is None:
-        weights = np.ones(recorded.shape)
-    else:
-        counts = photons * np.exp(-recorded)
-        weights = counts**2 / (counts + dark_counts) / photons
+    sample = np.maximum(passed - stray, 0.05 * passed) / (1.0 - stray)
+    recorded = -np.log(sample)
+    weights: Array = np.ones(recorded.shape)
+    if photons is not None:
+        weights = sample**2 / (passed + dark_counts / photons)
     if np.isfinite(max_od):
         weights = np.where(recorded > max_od, 0.0, weights)
+    solution = _solved(weights, weights * recorded, columns)
+    if photons is not None:
+        dark = dark_counts / photons + stray
+        for _ in range(_SCORING_STEPS):
+            model = np.exp(-np.clip(solution @ columns.T, -_HIGHEST_OD, _HIGHEST_OD))
+            model *= 1.0 - stray
+            share = np.where(weights > 0, model / (model + dark), 0.0)
+            step = _solved(share * model, share * (model + stray - passed), columns)
+            solution = solution + np.clip(step, -_LONGEST_STEP_NM, _LONGEST_STEP_NM)
+    return np.asarray(solution[..., : spectra.shape[1]])
+
+
+def _solved(weights: Array, target: Array, columns: Array) -> Array:
+    """Weighted least squares at every place; `target` has the weights in it already."""
     width = columns.shape[1]
     products = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
-    normal = (weights @ products).reshape(*recorded.shape[:2], width, width)
-    right = (weights * recorded) @ columns
+    normal = (weights @ products).reshape(*weights.shape[:-1], width, width)
     # A ridge far below rounding of the result keeps a place without light from being singular.
     trace = np.trace(normal, axis1=-2, axis2=-1)[..., None, None]
     normal = normal + np.eye(width) * (1e-13 * trace + 1e-300)
-    solution = np.linalg.solve(normal, right[..., None])[..., 0]
-    return np.asarray(solution[..., : spectra.shape[1]])
+    return np.asarray(np.linalg.solve(normal, (target @ columns)[..., None])[..., 0])

@@ -17,9 +17,10 @@ from scipy import ndimage, sparse
 
 from spectromap._numerics import fwhm_to_sigma
 from spectromap.radial import MODELS
-from spectromap.radial.body import Solid, section_bodies, whole_body
+from spectromap.radial.body import ATTENUATION_PER_NM, Solid, section_bodies, whole_body
 from spectromap.radial.context import Context, Optics
-from spectromap.radial.projection import blurred_absorption
+from spectromap.radial.halo import Halo, estimate_halo
+from spectromap.radial.projection import absorption_power, blurred_absorption
 from spectromap.radial.view import Profile, likeliest, thickness_misfit, through_optics
 from spectromap.schema import FLAGS, pixel_size
 
@@ -27,16 +28,23 @@ __all__ = ["Field", "SolidView"]
 
 Array = NDArray[np.floating[Any]]
 Index = NDArray[np.integer[Any]]
+Mask = NDArray[np.bool_]
 Crop = tuple[slice, slice]
+_Given = tuple[Array, Array, Array, tuple[float, float], float]
 
 #: Depths, in radii, at which a body is solved; between them a cubic spline, past them the thin
 #: layer of an even depth and the slowest decay.
 _SHALLOWEST, _DEEPEST, _SOLVED = 0.03, 0.8, 33
-#: Energies of the full calculation: it only corrects what is linear.
-_ENERGIES = 16
+#: Cells times energies of the full calculation: the more cells, the fewer energies.
+_WORK = 700_000
+_ENERGIES = (16, 24, 32, 48, 64)
 #: Cells of a pixel are at least this many times finer than the resolution.
 _CELLS_PER_RESOLUTION = 4.0
 _FEWEST_CELLS, _MOST_CELLS = 2, 4
+#: Bodies of a section that are considered at most.
+_MOST_BODIES = 4
+#: Thickness profiles of bodies misfit alike in neighbouring bins; so many count as one.
+_ALIKE = 3.0
 #: Margin around a particle, in resolutions: as far as the blur of its neighbours reaches.
 _MARGIN = 2.0
 #: Pixels with one of these flags carry no measurement.
@@ -70,12 +78,16 @@ class Grid:
             result[:, k] = mean.ravel()[self.used]
         return result
 
-    def blur(self, sigma_nm: float) -> Any:
-        """The same for cells (n, k) to used pixels, as `observed_thicknesses` wants it."""
+    def blur(self, sigma_nm: float, share: float = 1.0) -> Any:
+        """The same for cells (n, k) to used pixels, as `observed_thicknesses` wants it.
+
+        `share` is that of the light in the core of the point spread function.
+        """
         shape = (self.shape[0] * self.cells, self.shape[1] * self.cells)
 
         def apply(values: Array) -> Array:
-            return self.blurred(np.ascontiguousarray(values.T).reshape(-1, *shape), sigma_nm)
+            images = np.ascontiguousarray(values.T).reshape(-1, *shape)
+            return share * self.blurred(images, sigma_nm)
 
         return apply
 
@@ -84,13 +96,17 @@ class Grid:
 class Beside:
     """What the neighbours of a particle add at its used pixels.
 
-    `absorbed` (pixel, energy) is their blurred absorption; `thickness` and `amount` (pixel,) are
+    `absorbed` (pixel, energy) is their blurred absorption, and that in the wings of all particles,
+    the share of the light in the core being `core` (and `stray` what the spectral fit took for
+    stray light in their place); `thickness` and `amount` (pixel,) are
     their blurred thickness and that of the mapped component for small optical density [nm].
     """
 
     absorbed: Array | None
     thickness: Array
     amount: Array
+    core: float = 1.0
+    stray: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -178,9 +194,10 @@ class SolidView:
         seen, total = through_optics(
             amounts.reshape(len(amounts), -1).T,
             self.solid.thickness.ravel(),
-            self.grid.blur(self._sigma),
+            self.grid.blur(self._sigma, self.beside.core),
             self.optics,
             self.beside.absorbed,
+            self.beside.stray,
         )
         whole = self._binned(total)
         return self._binned(seen) / whole, whole / weights
@@ -238,7 +255,7 @@ class Field:
         self, maps: xr.Dataset, bin_nm: float, context: Context, optics: Optics | None
     ) -> None:
         self.context, self.bin_nm = context, bin_nm
-        self.optics = None if optics is None else optics.thinned(_ENERGIES)
+        self.optics = optics
         self.pixel = pixel_size(maps["thickness"])
         self.labels = np.asarray(maps["particle_label"].values).astype(int)
         self.distance = np.asarray(maps["edge_distance"].values, float)
@@ -255,6 +272,47 @@ class Field:
         self.cells = int(np.clip(np.ceil(max(self.pixel) / finest), _FEWEST_CELLS, _MOST_CELLS))
         self._found = dict(enumerate(ndimage.find_objects(self.labels), start=1))
         self._bodies: dict[int, list[Solid]] = {}
+        self._in_wings: dict[int, Array] = {}
+        self.halo = self._halo()
+
+    def _halo(self) -> Halo:
+        """Wings of the point spread function."""
+        if self.optics is None:
+            return Halo()
+        optics = self.optics.thinned(_ENERGIES[1])
+        columns = np.column_stack([optics.spectra, np.ones(len(optics.spectra))])
+        answer = np.linalg.pinv(columns)[:-1].sum(axis=0)
+        power = absorption_power(self.context.technique)
+        shadow = np.tensordot(answer, self._absorbed(optics), 1) / power
+        away = ndimage.distance_transform_edt(self.labels == 0, sampling=self.pixel)
+        return estimate_halo(
+            self.thickness, self.errors, shadow, away, self.pixel, self.context.resolution_nm
+        )
+
+    def _absorbed(self, optics: Optics) -> Array:
+        """What the particles absorb at every energy (energy, y, x), as it was measured."""
+        inside = (self.labels > 0) & self.good
+        whole = np.where(inside, np.maximum(self.thickness, 0.0), 0.0).astype(np.float32)
+        total = float(whole.sum())
+        level = float((np.where(inside, self.fraction, 0.0) * whole).sum() / max(total, 1e-9))
+        level = float(np.clip(level, 0.0, 1.0))
+        spectrum = (1.0 - level) * optics.spectra[:, optics.base]
+        spectrum = spectrum + level * optics.spectra[:, optics.mapped]
+        power = absorption_power(self.context.technique)
+        return np.stack([-np.expm1(-np.float32(power * a) * whole) for a in spectrum])
+
+    def _wings(self, optics: Optics) -> Array:
+        """Absorption in the wings of the point spread function (energy, y, x)."""
+        count = len(optics.spectra)
+        if count not in self._in_wings:
+            sigma = [fwhm_to_sigma(self.halo.fwhm_nm) / p for p in self.pixel]
+            self._in_wings[count] = np.stack(
+                [
+                    self.halo.share * ndimage.gaussian_filter(image, sigma, mode="constant")
+                    for image in self._absorbed(optics)
+                ]
+            )
+        return self._in_wings[count]
 
     def square(self) -> bool:
         """Whether pixels are square, as bodies need them."""
@@ -273,23 +331,59 @@ class Field:
         """What the particle may be: one body, or a section at several heights."""
         if label not in self._bodies:
             crop = self._crop(label)
+            thickness = self.thickness[crop].copy()
             mine = self.labels[crop] == label
-            other = (self.labels[crop] > 0) & ~mine
-            distance = np.where(other, np.nan, self.distance[crop])
-            given = (
-                np.where(other, 0.0, np.nan_to_num(self.thickness[crop])),
-                self.errors[crop],
-                np.where(mine, distance, -np.abs(distance)),
-                self.pixel,
-                self.context.resolution_nm,
-            )
+            thickness[(self.labels[crop] > 0) & ~mine] = np.nan
             if self.context.geometry == "dispersed":
-                found = [whole_body(*given, cells=self.cells)]
+                found = [self._whole(label, thickness, mine)]
             else:
                 section = float(self.context.section_nm or 0.0)
-                found = section_bodies(*given, section, cells=self.cells)
+                found = section_bodies(
+                    *self._given(crop, thickness, mine), section, cells=self.cells
+                )
             self._bodies[label] = found
         return self._bodies[label]
+
+    def _given(self, crop: Crop, thickness: Array, mine: Mask) -> _Given:
+        """What a body is made from, with the distance negative outside of the particle."""
+        distance = self.distance[crop]
+        edge = np.where(mine, distance, -np.abs(distance))
+        return thickness, self.errors[crop], edge, self.pixel, self.context.resolution_nm
+
+    def _whole(self, label: int, thickness: Array, mine: Mask) -> Solid:
+        """Body of a whole particle."""
+        crop = self._crop(label)
+        solid = whole_body(*self._given(crop, thickness, mine), cells=self.cells)
+        if self.optics is None:
+            return solid
+        thickness = thickness - self._beyond(label, solid)
+        return whole_body(*self._given(crop, thickness, mine), cells=self.cells)
+
+    def _beyond(self, label: int, solid: Solid) -> Array:
+        """Apparent thickness beyond that of one even attenuation, which bodies are made with.
+
+        Thick samples absorb some energies wholly, and the fit then rests on others.
+        """
+        crop = self._crop(label)
+        size = (crop[0].stop - crop[0].start) * (crop[1].stop - crop[1].start)
+        every = self._grid_of(crop, sparse.csr_array((0, size)), np.arange(size))
+        sigma = fwhm_to_sigma(self.context.resolution_nm)
+        whole = solid.thickness.ravel()
+        optics = self._optics(crop)
+        assert optics is not None
+        core, wings = every.blur(sigma, 1.0 - self.halo.share), None
+        if self.halo.share > 0:
+            wings = self._wings(optics)[:, crop[0], crop[1]].reshape(len(optics.spectra), -1).T
+        uniform = self._level(label) * whole[:, None]
+        full = through_optics(uniform, whole, core, optics, wings, self._taken_for_stray)[1]
+        alone = blurred_absorption(ATTENUATION_PER_NM * whole[:, None], every.blur(sigma), "stxm")
+        simple = -np.log1p(-np.minimum(alone, 1.0 - 1e-6)) / ATTENUATION_PER_NM
+        return np.asarray((full - simple).reshape(every.shape))
+
+    def _grid_of(self, crop: Crop, bins: sparse.csr_array, used: Index) -> Grid:
+        """The cells of a crop."""
+        mean = float(np.sqrt(self.pixel[0] * self.pixel[1]))
+        return Grid(crop, self.cells, mean / self.cells, bins, used)
 
     def _grid(self, label: int, bins: Index) -> Grid:
         """The pixels of a particle in the given bins, numbered as they come."""
@@ -306,8 +400,7 @@ class Field:
         matrix = sparse.csr_array(
             (weights, (rows, np.arange(used.size))), shape=(bins.size, used.size)
         )
-        mean = float(np.sqrt(self.pixel[0] * self.pixel[1]))
-        return Grid(crop, self.cells, mean / self.cells, matrix, used)
+        return self._grid_of(crop, matrix, used)
 
     def _level(self, label: int) -> float:
         """Mean fraction of a particle."""
@@ -317,7 +410,13 @@ class Field:
             return 0.0
         return float(np.clip((self.fraction * self.thickness)[mine].sum() / total, 0.0, 1.0))
 
-    def _beside(self, label: int, grid: Grid) -> Beside:
+    def _optics(self, crop: Crop) -> Optics | None:
+        """The optics with as many energies as the size of a crop allows."""
+        size = (crop[0].stop - crop[0].start) * (crop[1].stop - crop[1].start) * self.cells**2
+        most = max([n for n in _ENERGIES if n * size <= _WORK], default=_ENERGIES[0])
+        return None if self.optics is None else self.optics.thinned(most)
+
+    def _beside(self, label: int, grid: Grid, optics: Optics | None) -> Beside:
         """What the neighbours within the crop add to a particle's pixels."""
         near = np.unique(self.labels[grid.crop])
         shape = (grid.shape[0] * self.cells, grid.shape[1] * self.cells)
@@ -328,28 +427,46 @@ class Field:
                    grid.crop, self._crop(int(other)), self.cells)  # fmt: skip
         sigma = fwhm_to_sigma(self.context.resolution_nm)
         blurred = grid.blurred(np.stack([thickness, amount]), sigma)
+        core = 1.0 - self.halo.share
         absorbed = None
-        if self.optics is not None and thickness.any():
-            spectra = self.optics.spectra
-            od = np.outer((thickness - amount).ravel(), spectra[:, self.optics.base])
-            od += np.outer(amount.ravel(), spectra[:, self.optics.mapped])
-            absorbed = blurred_absorption(od, grid.blur(sigma), self.context.technique)
-        return Beside(absorbed, blurred[:, 0], blurred[:, 1])
+        if optics is not None and thickness.any():
+            spectra = optics.spectra
+            od = np.outer((thickness - amount).ravel(), spectra[:, optics.base])
+            od += np.outer(amount.ravel(), spectra[:, optics.mapped])
+            absorbed = blurred_absorption(od, grid.blur(sigma, core), self.context.technique)
+        if optics is not None and self.halo.share > 0:
+            wings = self._wings(optics)[:, grid.crop[0], grid.crop[1]]
+            wings = wings.reshape(len(wings), -1)[:, grid.used].T
+            absorbed = wings if absorbed is None else absorbed + wings
+        return Beside(absorbed, blurred[:, 0], blurred[:, 1], core, self._taken_for_stray)
+
+    @property
+    def _taken_for_stray(self) -> float:
+        """Light in the wings that the spectral fit took for light that is never absorbed.
+
+        Stray light that is there and taken off changes nothing.
+        """
+        return self.context.stray_fraction if self.halo.share > 0 else 0.0
 
     def views(self, label: int, data: Profile, bins: Index, rel_error: float) -> list[SolidView]:
         """The bodies worth considering, the likeliest first."""
         grid = self._grid(label, bins)
-        beside = self._beside(label, grid)
+        optics = self._optics(grid.crop)
+        beside = self._beside(label, grid, optics)
         cut = self.context.geometry == "lamella"
         found = [
-            SolidView(solid, grid, self.context, self.optics, beside, cut)
+            SolidView(solid, grid, self.context, optics, beside, cut)
             for solid in self.bodies(label)
         ]
         if len(found) == 1:
             return found
         level = self._level(label)
-        misfits = [thickness_misfit(view.uniform(level)[1], data, rel_error) for view in found]
-        return [replace(found[i], penalty=penalty) for i, penalty in likeliest(misfits)]
+        misfits = [
+            view.solid.penalty + thickness_misfit(view.uniform(level)[1], data, rel_error) / _ALIKE
+            for view in found
+        ]
+        best = likeliest(misfits)[:_MOST_BODIES]
+        return [replace(found[i], penalty=penalty) for i, penalty in best]
 
 
 def _paste(

@@ -104,12 +104,17 @@ class View(Protocol):
 
 
 def through_optics(
-    mapped: Array, whole: Array, blur: Any, optics: Optics, added: Array | None = None
+    mapped: Array,
+    whole: Array,
+    blur: Any,
+    optics: Optics,
+    added: Array | None = None,
+    stray: float = 0.0,
 ) -> tuple[Array, Array]:
     """Apparent thickness of the mapped component and of all, shape (place, model).
 
-    `mapped` (node, model) and `whole` (node,) are the true ones; for `blur` and `added` see
-    `spectromap.radial.projection.observed_thicknesses`.
+    `mapped` (node, model) and `whole` (node,) are the true ones; for `blur`, `added` and `stray`
+    see `spectromap.radial.projection.observed_thicknesses`.
     """
     amounts = np.zeros((*mapped.shape, optics.spectra.shape[1]))
     amounts[..., optics.mapped] = mapped
@@ -120,6 +125,7 @@ def through_optics(
         optics.spectra,
         blur,
         added=added,
+        stray=stray,
         technique=context.technique,
         photons=context.photons,
         dark_counts=context.dark_counts,
