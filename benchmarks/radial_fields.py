@@ -330,7 +330,8 @@ class _Resumed(pipeline._Run):
         pipeline._Setting.__init__(self, kept.stack, plan)
         self.scratch, self.progress = None, False
         self.dark = plan.instrument.dark_counts if self.quantity == "counts" else 0.0
-        self.resolution = self._resolution()
+        self.resolution = self._first_resolution()
+        self.resolution_rel_error = pipeline.GIVEN_RESOLUTION_ERROR
 
 
 def refitted(kept: Stored, options: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:

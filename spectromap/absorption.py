@@ -23,6 +23,7 @@ __all__ = [
     "i0_from_area",
     "i0_from_spectrum",
     "i0_of_frame",
+    "mean_transmission",
     "optical_density",
     "transmission",
 ]
@@ -933,6 +934,46 @@ def transmission(
             "i0_relative_errors": ("energy", relative, {"units": "1"}),
         },
         coords={"energy": stack.energy, "y": stack.y, "x": stack.x},
+    )
+
+
+def mean_transmission(absorption: xr.Dataset, technique: str) -> xr.Dataset:
+    """Mean over all energies of what the optics blur: the sharpest picture without a model.
+
+    Parameters
+    ----------
+    absorption : Dataset
+        From `transmission`.
+    technique : str
+        "stxm": of the transmission; "ptychography": of its modulus.
+
+    Returns
+    -------
+    Dataset, dims (y, x)
+        ``mean_transmission`` with ``mean_transmission_errors``; NaN where nothing was measured.
+    """
+    values = np.asarray(absorption["transmission"].values)
+    factor, photons, dark = (
+        absorption[n].values[:, None, None].astype(np.float32)
+        for n in ("variance_factor", "photons", "dark")
+    )
+    seen = np.isfinite(values) & np.isfinite(photons)
+    count = np.maximum(seen.sum(axis=0), 1)
+    values = np.where(seen, np.maximum(values, 0.0), 0.0)
+    with np.errstate(invalid="ignore"):
+        variance = factor * (values + dark) / photons
+        if technique == "ptychography":
+            # Of the root of T it is var(T) / 4 T, and there are no dark counts.
+            values, variance = (
+                np.sqrt(values),
+                np.broadcast_to(factor / (4.0 * photons), seen.shape),
+            )
+    mean = np.where(seen.any(axis=0), values.sum(axis=0) / count, np.nan)
+    errors = np.sqrt(np.where(seen, variance, 0.0).sum(axis=0)) / count
+    maps = {"mean_transmission": mean, "mean_transmission_errors": errors}
+    return xr.Dataset(
+        {n: (("y", "x"), m.astype(np.float32), {"units": "1"}) for n, m in maps.items()},
+        coords={"y": absorption.y, "x": absorption.x},
     )
 
 

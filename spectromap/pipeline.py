@@ -21,6 +21,7 @@ from spectromap import (
     heterogeneity,
     profiles,
     references,
+    resolution,
     segment,
     unmix,
 )
@@ -45,7 +46,10 @@ Groups = dict[str, xr.Dataset]
 Options = Mapping[str, Mapping[str, Any]]
 Mask = NDArray[np.bool_]
 
+#: Until it is estimated; relative errors of a resolution that is given, and of one that cannot be
+#: told.
 DEFAULT_RESOLUTION_PX = 2.0
+GIVEN_RESOLUTION_ERROR, UNKNOWN_RESOLUTION_ERROR = 0.1, 0.4
 #: Mean OD of the pixels whose spectra are averaged, at least, and OD at the highest peak, at most.
 MEAN_SPECTRUM_OD = (0.1, 3.0)
 #: Highest peak of a spectrum over its mean, where no references tell it.
@@ -170,6 +174,7 @@ def analyze(
         run.find_stray(spectra, shifts, i0, components)
         maps = run.map_composition(shifts, i0, spectra, components)
         spectra = run.describe(spectra, maps, components)
+        run.find_resolution(spectra)
         run.carry_phase(stack, shifts, spectra, maps)
         groups = {"shifts": shifts, "spectra": spectra, "maps": maps}
         groups |= run.find_particles(maps, spectra, components)
@@ -332,23 +337,43 @@ class _Run(_Setting):
         super().__init__(frames.stack, plan)
         self.frames, self.scratch, self.progress = frames, scratch, progress
         self.dark = plan.instrument.dark_counts if self.quantity == "counts" else 0.0
-        self.resolution = self._resolution()
+        self.resolution = self._first_resolution()
+        self.resolution_rel_error = GIVEN_RESOLUTION_ERROR
+        self.sharpest: xr.Dataset | None = None
 
     @property
     def quantity(self) -> str:
         """What the values of the stack are."""
         return str(self.stack.attrs["quantity"])
 
-    def _resolution(self) -> float:
-        """Resolution in nm, from the plan or from the pixel."""
-        if self.plan.instrument.resolution_nm is not None:
-            return float(self.plan.instrument.resolution_nm)
-        assumed = DEFAULT_RESOLUTION_PX * max(pixel_size(self.stack))
-        LOG.warning(
-            "instrument.resolution_nm is not given: %.3g nm (two pixels) is assumed, and D depends"
-            " on it", assumed
-        )  # fmt: skip
-        return assumed
+    def _first_resolution(self) -> float:
+        """Resolution in nm as it is given, or what will do until it is estimated."""
+        given = self.plan.instrument.resolution_nm
+        return (
+            DEFAULT_RESOLUTION_PX * max(pixel_size(self.stack)) if given is None else float(given)
+        )
+
+    def find_resolution(self, spectra: xr.Dataset) -> None:
+        """Estimate the resolution where it is not given, and say so in the spectra."""
+        if self.sharpest is not None:
+            found = resolution.estimate_resolution(
+                self.sharpest["mean_transmission"], self.sharpest["mean_transmission_errors"]
+            )
+            if found.limit or not np.isfinite(found.fwhm_nm):
+                self.resolution = float(np.nanmin([found.fwhm_nm, self.resolution]))
+                self.resolution_rel_error = UNKNOWN_RESOLUTION_ERROR
+                LOG.warning(
+                    "instrument.resolution_nm is not given and cannot be estimated (%s): %.3g nm is"
+                    " assumed, and D depends on it", found.reason, self.resolution
+                )  # fmt: skip
+            else:
+                self.resolution = found.fwhm_nm
+                self.resolution_rel_error = found.error_nm / found.fwhm_nm
+                LOG.info("resolution: %.3g +- %.2g nm", found.fwhm_nm, found.error_nm)
+        error = self.resolution * self.resolution_rel_error
+        text = "full width at half maximum of the point spread function"
+        spectra["resolution"] = ((), self.resolution, {"units": "nm", "long_name": text})
+        spectra["resolution_errors"] = ((), error, {"units": "nm"})
 
     def register(self) -> xr.Dataset:
         """Shift of every frame, and with it an overview of the field."""
@@ -581,9 +606,13 @@ class _Run(_Setting):
         """Composition maps, slab by slab of rows."""
         defects = self.frames.defects
         errors = np.stack([shifts[f"shift_{axis}_errors"].values for axis in "yx"], axis=1)
-        store = MapStore(self.stack, self.scratch)
+        store, means = MapStore(self.stack, self.scratch), MapStore(self.stack, self.scratch)
+        sharpest = self.plan.instrument.resolution_nm is None
+        technique = str(self.stack.attrs.get("technique", "stxm"))
         for rows in progress_bar(self.frames.slabs(), "fitting pixels", self.progress):
             made = self.transmission(shifts, i0, rows)
+            if sharpest:
+                means.put(rows, absorption.mean_transmission(made, technique))
             maps = unmix.fit_components(
                 made,
                 components,
@@ -597,6 +626,7 @@ class _Run(_Setting):
             for name, flag in (("dead", "dead"), ("hot", "dead"), ("saturated", "saturated")):
                 maps["flags"].values[defects[name].values[here]] |= FLAGS[flag]
             store.put(rows, maps)
+        self.sharpest = means.dataset() if sharpest else None
         maps = store.dataset()
         maps["flags"].attrs |= {
             "flag_masks": np.array(list(FLAGS.values()), dtype=np.int32),
@@ -710,6 +740,7 @@ class _Run(_Setting):
             geometry=sample.geometry,
             section_nm=sample.section_nm,
             resolution_nm=self.resolution,
+            resolution_rel_error=self.resolution_rel_error,
             technique=self.stack.attrs.get("technique", "stxm"),
             delithiated_time_s=sample.delithiated_time_s,
             delithiated_time_rel_error=sample.delithiated_time_rel_error,

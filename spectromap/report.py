@@ -80,12 +80,25 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
         " fit used them.",
         True,
     ),
+    "group_profiles": (
+        "Mean {c} fraction and thickness against the distance from the edge",
+        "Means over the used particles of each place, weighted by their errors and by how much"
+        " particles differ. Bars: standard error of the mean (68 %); bands: standard deviation"
+        " between particles. Deep bins hold large particles only.",
+        True,
+    ),
     "profiles": (
-        "{c} fraction against the distance from the edge",
+        "{c} fraction against the distance from the edge, particle by particle",
         "Measured profiles of the best determined particles with the fitted models, projected and"
         " blurred as the instrument sees them. Bars are 1-sigma errors for the number of"
-        " independent resolution elements in a bin. Shaded panel: mean of the used particles; its"
-        " bars are the standard error from the scatter between them.",
+        " independent resolution elements in a bin.",
+        True,
+    ),
+    "representative_fits": (
+        "The models on three particles",
+        "Particles chosen by size alone, a small, a middle and a large one. Top: measured profile"
+        " with the fitted models (bars: 1 sigma). Below: the residuals of each model in units of"
+        " sigma, with its parameter and the probability p of a worse fit if the model is right.",
         True,
     ),
     "particle_fits": (
@@ -97,8 +110,16 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
     "D": (
         "Diffusion coefficient",
         "D of every particle that limits it, with its 68 % interval; an arrow is a one-sided 68 %"
-        " limit. Filled: the verdict is diffusion. Line and bands: pooled value with its 68 % and"
-        " 95 % intervals.",
+        " limit. Open: not in the pooled value. Grey: Cramér-Rao bound, the error of a fit that"
+        " knows nothing but the profile. Line and bands: pooled value with its 68 % and 95 %"
+        " intervals. Without the time of delithiation, D t.",
+        True,
+    ),
+    "shell": (
+        "Shell thickness",
+        "Thickness of the reduced shell of every particle if it is core-shell, with its 68 %"
+        " interval; an arrow is a one-sided limit. Open: not in the pooled value. Line and band:"
+        " pooled value with its 68 % interval.",
         True,
     ),
     "heterogeneity": (
@@ -344,8 +365,12 @@ def _verdict(groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """The answer in words, and the pooled numbers behind it."""
     pooled = groups.get("pooled", xr.Dataset())
     verdict = str(pooled["verdict"].item()) if "verdict" in pooled else ""
-    used = _scalar(pooled, "particles_used")
-    if not verdict or used == 0:
+    counts = {
+        v: _scalar(pooled, f"count_{v.replace('-', '_').replace(' ', '_')}") for v in VERDICTS
+    }
+    models = groups.get("models", xr.Dataset())
+    fitted = "chi2" in models and bool(np.isfinite(models["chi2"]).any())
+    if not verdict or (sum(counts.values()) == 0 and not fitted):
         reason = (
             "No verdict: no particle could be fitted."
             if "particles" in groups
@@ -353,9 +378,6 @@ def _verdict(groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
         )
         return {"headline": reason, "lines": []}
     lines = []
-    counts = {
-        v: _scalar(pooled, f"count_{v.replace('-', '_').replace(' ', '_')}") for v in VERDICTS
-    }
     told = [f"{name} {int(count)}" for name, count in counts.items() if math.isfinite(count)]
     if told:
         lines.append(f"Verdicts on single particles: {', '.join(told)}.")
@@ -374,14 +396,45 @@ def _pooled_lines(pooled: xr.Dataset) -> list[str]:
         ends = [f"{level} %: {_interval(pooled, level)}" for level in ("68", "95")]
         known = "; ".join(end for end in ends if not end.endswith(": "))
         lines.append(f"log₁₀ D = {text}{f' ({known})' if known else ''}.")
+    elif math.isfinite(product := _scalar(pooled, "log10_Dt")):
+        text = format_value(product, _scalar(pooled, "log10_Dt_errors"))
+        lines.append(f"log₁₀ D t = {text} (in cm²); without the time delithiated there is no D.")
     spread = _scalar(pooled, "spread")
     if math.isfinite(spread):
         lines.append(f"Spread between particles: {format_value(spread, digits=2)} dex.")
+    lines += _robustness(pooled)
     shell = _scalar(pooled, "shell_thickness")
     if math.isfinite(shell):
         text = format_value(shell, _scalar(pooled, "shell_thickness_errors"))
         lines.append(f"Shell thickness if core-shell: {text} nm.")
     return lines
+
+
+def _robustness(pooled: xr.Dataset) -> list[str]:
+    """What the pooled D rests on, and how far it moves with another choice of particles."""
+    used, limits, out = (
+        _scalar(pooled, name) for name in ("particles_used", "count_limits", "count_left_out")
+    )
+    if not math.isfinite(limits + out) or not used > 0:
+        return []
+    line = f"D rests on {_plural(int(used), 'particle')}"
+    if limits:
+        line += f", {int(limits)} of them by a one-sided limit only"
+    line += f"; {int(out)} left out." if out else "; none left out."
+    shift, influence = _scalar(pooled, "log10_D_shift"), _scalar(pooled, "largest_influence")
+    if out and math.isfinite(shift):
+        line += f" With all particles that say anything, log₁₀ D moves by {_signed(shift)}."
+    if math.isfinite(influence):
+        number = int(_scalar(pooled, "most_influential"))
+        line += (
+            f" Leaving out particle {number}, which matters most, moves it by {_signed(influence)}."
+        )
+    return [line]
+
+
+def _signed(value: float) -> str:
+    """A difference to two places, with its sign."""
+    return ("+" if round(value, 2) >= 0 else "") + _fixed(value, 2)
 
 
 def _interval(pooled: xr.Dataset, level: str) -> str:
@@ -639,6 +692,7 @@ def _table(groups: Mapping[str, xr.Dataset], fraction: str) -> dict[str, Any]:
         ("thickness", "nm", False),
         (figures.component_label(fraction), "fraction", False),
         ("D (68 %)", "cm² s⁻¹", False),
+        ("bound", "of log₁₀ D", False),
         ("shell (68 %)", "nm", False),
         ("ΔAICc", "core-shell - diffusion", False),
         ("goodness", "diffusion / core-shell", False),
@@ -646,7 +700,8 @@ def _table(groups: Mapping[str, xr.Dataset], fraction: str) -> dict[str, Any]:
     shown = range(min(count, MOST_ROWS))
     rows = [_row(particles, models, index, fraction) for index in shown]
     note = (
-        "Errors are 1-sigma random. ΔAICc above zero favours diffusion; goodness is the probability"
+        "Errors are 1-sigma random. The bound is the Cramér-Rao bound for the profile"
+        " alone. ΔAICc above zero favours diffusion; goodness is the probability"
         " of a worse fit if the model is right."
     )
     if count > MOST_ROWS:
@@ -674,6 +729,7 @@ def _row(particles: xr.Dataset, models: xr.Dataset, index: int, fraction: str) -
             _scalar(one, f"{fraction}_fraction"), _scalar(one, f"{fraction}_fraction_errors")
         ),
         format_power(*fit["D"]),
+        format_value(fit["bound"], digits=1),
         _range(*fit["shell"]),
         format_value(fit["aicc"][1] - fit["aicc"][0]),
         " / ".join(_probability(p) for p in fit["goodness"]),
@@ -694,6 +750,7 @@ def _fit_of(models: xr.Dataset, number: int) -> dict[str, Any]:
     both: Sequence[str] = ("diffusion", "core-shell")
     return {
         "D": values(("D_cm2_s", "D_low", "D_high"), "diffusion"),
+        "bound": values(("log10_D_bound",), "diffusion")[0],
         "shell": values(("shell_thickness", "shell_low", "shell_high"), "core-shell"),
         "aicc": [values(("aicc",), model)[0] for model in both],
         "goodness": [values(("goodness",), model)[0] for model in both],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from make_results import make_tree, only_maps, without_particles
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
@@ -23,7 +23,15 @@ from spectromap import figures
 from spectromap.schema import FLAGS, RESULT_GROUPS, FileError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NEEDS_PARTICLES = ("label_map", "profiles", "particle_fits", "D", "heterogeneity")
+NEEDS_PARTICLES = (
+    "label_map",
+    "group_profiles",
+    "profiles",
+    "representative_fits",
+    "particle_fits",
+    "D",
+    "heterogeneity",
+)
 
 
 @pytest.fixture(scope="module")
@@ -331,8 +339,7 @@ def test_i0(tree):
 def test_profiles(tree):
     figure = figures.profiles_figure(tree)
     titles = [axes.get_title("left") for axes in figure.axes]
-    assert titles == ["1: diffusion", "2: undecided", "3: core-shell", "4: left out",
-                      "mean of 3 used (± s.e.)"]  # fmt: skip
+    assert titles == ["1: diffusion", "2: undecided", "3: core-shell", "4: left out"]
     profiles = tree["entry/profiles"]
     one = profiles["mn3_fraction"].values[2]
     x, y, half = bars(figure.axes[2])[0]
@@ -341,17 +348,126 @@ def test_profiles(tree):
     np.testing.assert_allclose(half, profiles["mn3_fraction_errors"].values[2])
     fits = {line.get_label(): line.get_ydata() for line in figure.axes[2].lines}
     np.testing.assert_allclose(fits["core-shell"], tree["entry/models/fit"].values[2, 1])
-    _, y, half = bars(figure.axes[4])[0]
-    used = profiles["mn3_fraction"].values[:3]
-    np.testing.assert_allclose(y[0], used[:, 0].mean())
-    np.testing.assert_allclose(half[0], used[:, 0].std(ddof=1) / np.sqrt(3))
-    assert np.isnan(y[-1])  # one particle alone has no scatter
+
+
+def test_curves_stay_in_the_picture_and_never_squeeze_the_data(tree):
+    fit = tree["entry/models/fit"].copy(deep=True)
+    data = figures.profiles_figure(tree).axes[0].get_ylim()
+    for height, seen in ((0.5, True), (40.0, False)):
+        fit[0, 1, 0] = height
+        low, high = figures.profiles_figure(replaced(tree, "models", fit=fit)).axes[0].get_ylim()
+        assert (high > height) == seen
+        assert high - low < 1.6 * (data[1] - data[0])
 
 
 def test_profiles_choose_the_best_determined(tree):
     figure = figures.profiles_figure(tree, most=2)
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles[:2] == ["2: undecided", "3: core-shell"]
+
+
+def with_places(tree, places):
+    """The same result with its particles in other places."""
+    return replaced(tree, "particles", place=("particle", np.array(places, object)))
+
+
+def test_group_profiles(tree):
+    """Means of each place over the used particles, with the errors that their scatter implies."""
+    figure = figures.group_profiles_figure(with_places(tree, ["outside"] * 2 + ["interior"] * 2))
+    fraction, thickness = figure.axes
+    labels = [t.get_text() for t in fraction.get_legend().get_texts()]
+    assert labels == ["interior: 1 particle", "outside: 2 particles"]
+    profiles = tree["entry/profiles"]
+    (_, alone, alone_half), (x, mean, half) = bars(fraction)
+    np.testing.assert_allclose(alone, profiles["mn3_fraction"].values[2])  # 4 is left out
+    assert np.all(np.array(alone_half) >= profiles["mn3_fraction_errors"].values[2] * 0.999)
+    values = profiles["mn3_fraction"].values[:2]
+    errors = profiles["mn3_fraction_errors"].values[:2]
+    shared = np.isfinite(values).all(axis=0)
+    assert np.all(mean[shared] >= values.min(axis=0)[shared])
+    assert np.all(mean[shared] <= values.max(axis=0)[shared])
+    # the mean of two is no surer than the noise of both together allows
+    photon = np.sqrt(1 / np.sum(errors[:, shared] ** -2, axis=0))
+    assert np.all(np.array(half)[shared] > photon)
+    assert np.all(np.abs(x - profiles["distance"].values) < 1)
+    units = thickness.get_ylabel()
+    assert units == "thickness [nm]"
+    drawn = bars(thickness)[0][1]
+    np.testing.assert_allclose(drawn, profiles["thickness"].values[2])
+
+
+def test_group_bands_are_the_spread_between_particles(tree):
+    """Two particles that differ by 0.2 everywhere, with errors far below that."""
+    values = tree["entry/profiles/mn3_fraction"].copy(deep=True)
+    values[:] = np.array([0.2, 0.4, 0.3, 0.9])[:, None]
+    errors = xr.full_like(values, 1e-4)
+    figure = figures.group_profiles_figure(
+        replaced(
+            with_places(tree, ["outside", "outside", "interior", "outside"]),
+            "profiles",
+            mn3_fraction=values,
+            mn3_fraction_errors=errors,
+        )
+    )
+    _, (_, mean, half) = bars(figure.axes[0])
+    np.testing.assert_allclose(mean, 0.3, atol=1e-6)
+    # standard error 0.1 times Student's factor of two particles, 1.84
+    np.testing.assert_allclose(half, 0.1837, atol=1e-3)
+    polygons = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+    band = polygons[1].get_paths()[0].get_extents()
+    np.testing.assert_allclose(
+        [band.y0, band.y1], 0.3 + np.sqrt(0.02) * np.array([-1, 1]), atol=1e-4
+    )
+
+
+def test_groups_without_places_are_one(tree):
+    figure = figures.group_profiles_figure(without(tree, [("particles", "place")]))
+    assert "all: 3 particles" in texts(figure)
+
+
+def test_representative_fits(tree):
+    """Particles are chosen by size alone; every model has its own residuals on one scale."""
+    figure = figures.representative_fits(tree)
+    grid = np.array(figure.axes).reshape(3, 3)
+    assert [axes.get_title("left") for axes in grid[0]] == [
+        "1, R = 95 nm: diffusion",
+        "2, R = 110 nm: undecided",
+        "3, R = 130 nm: core-shell",
+    ]
+    profiles, models = tree["entry/profiles"], tree["entry/models"]
+    np.testing.assert_allclose(bars(grid[0, 2])[0][1], profiles["mn3_fraction"].values[2])
+    for row, model in enumerate(["diffusion", "core-shell"], start=1):
+        fit = models["fit"].sel(model=model).values[2]
+        pull = (profiles["mn3_fraction"].values[2] - fit) / profiles["mn3_fraction_errors"].values[
+            2
+        ]
+        np.testing.assert_allclose(grid[row, 2].lines[-1].get_ydata(), pull)
+        low, high = grid[row, 2].get_ylim()
+        assert low == -high < -np.nanmax(np.abs(pull))
+    assert {axes.get_ylim() for axes in grid[1:].ravel()} == {grid[1, 0].get_ylim()}
+    reach = max(models["distance"].values[np.isfinite(fit)])
+    assert all(axes.get_xlim()[1] > reach for axes in grid.ravel())
+    assert grid[1, 0].get_title("left") == r"D = $1.0 \times 10^{-17}$ cm² s⁻¹, p = 0.64"
+    assert grid[2, 0].get_title("left") == "38 nm shell, p < 0.01"
+
+
+def test_representatives_of_many_are_spread_over_the_sizes(tree):
+    groups = {}
+    for name in ("particles", "profiles", "models"):
+        many = tree[f"entry/{name}"].to_dataset().isel(particle=[0] * 9)
+        groups[f"/entry/{name}"] = many.assign_coords(particle=np.arange(1, 10))
+    radius = np.array([90.0, 10, 80, 20, 70, 30, 60, 40, 50])
+    groups["/entry/particles"]["radius"] = ("particle", radius, {"units": "nm"})
+    figure = figures.representative_fits(xr.DataTree.from_dict(groups))
+    titles = [axes.get_title("left") for axes in figure.axes[:3]]
+    assert [t.split(":")[0] for t in titles] == ["4, R = 20 nm", "9, R = 50 nm", "3, R = 80 nm"]
+
+
+def test_representatives_may_be_named(tree):
+    figure = figures.representative_fits(tree, [3, 1])
+    titles = [axes.get_title("left") for axes in figure.axes[:2]]
+    assert [t[0] for t in titles] == ["3", "1"]
+    assert figures.representative_fits(tree, [99]) is None
 
 
 def test_particle_fits(tree):
@@ -389,6 +505,62 @@ def test_diffusion_coefficients(tree):
     np.testing.assert_allclose(bands[0], 10**-16.94 - 10**-17.10)
     np.testing.assert_allclose(bands[1], 10**-16.86 - 10**-17.18)
     assert "pooled, 68 %" in texts(figure)
+
+
+def faces(figure):
+    """Whether the point of each particle is filled, by its row."""
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    return {line.get_ydata()[0]: line.get_markerfacecolor() != "white" for line in points}
+
+
+def test_open_points_are_not_pooled(tree):
+    assert faces(figures.D_figure(tree)) == {0: True, 2: False}  # the third is core-shell
+    reasons = np.array(["at the border", "", "", "not used"], object)
+    said = replaced(
+        tree, "pooled", left_out=("particle", reasons, {}), particle=("particle", np.arange(1, 5))
+    )
+    figure = figures.D_figure(said)
+    assert faces(figure) == {0: False, 2: True}
+    assert "not pooled" in texts(figure)
+
+
+def test_bounds_lie_behind_the_intervals(tree):
+    figure = figures.D_figure(tree)
+    grey = [line for line in figure.axes[0].lines if line.get_linewidth() == 6]
+    found = {line.get_ydata()[0]: np.log10(line.get_xdata()) for line in grey}
+    np.testing.assert_allclose(found[0], np.log10(1.05e-17) + 0.05 * np.array([-1, 1]))
+    assert set(found) == {0, 2}  # a limit has none
+
+
+def test_without_a_time_the_product_is_drawn(tree):
+    unknown = xr.full_like(tree["entry/models/D_low"], np.nan)
+    timeless = replaced(
+        replaced(tree, "models", D_cm2_s=unknown, D_low=unknown, D_high=unknown),
+        "pooled",
+        log10_Dt=((), -11.42),
+        log10_Dt_errors=((), 0.1),
+    )
+    figure = figures.D_figure(timeless)
+    assert "D t [cm²]" in figure.axes[0].get_xlabel()
+    (band,) = figure.axes[0].patches
+    np.testing.assert_allclose(band.get_width(), 10**-11.32 - 10**-11.52)
+    points = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(points, [4.2e-12, 7.6e-12])
+
+
+def test_shell_thickness(tree):
+    figure = figures.shell_figure(tree)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "linear"
+    points = {
+        line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"
+    }
+    assert points == {0: 35.0, 1: 38.0, 2: 41.2}
+    assert faces(figure) == {0: True, 1: False, 2: True}
+    (band,) = axes.patches
+    np.testing.assert_allclose([band.get_x(), band.get_width()], [36.3, 4.2])
+    only = replaced(tree, "models", verdict=("particle", np.array(["diffusion"] * 4, object)))
+    assert figures.shell_figure(only) is None
 
 
 def test_lower_limits_point_to_the_right(tree):

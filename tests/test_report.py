@@ -194,7 +194,7 @@ def test_no_particles(tree, tmp_path):
         ("spectra", "Mean spectrum and references; Incident intensity."),
         ("maps", "Mn³⁺ fraction; Thickness; Quality of the fit; Particles; The best determined"),
         ("particles", ""),
-        ("models", "Diffusion coefficient."),
+        ("models", "The models on three particles; Diffusion coefficient; Shell thickness."),
         ("pooled", ""),
         ("process", ""),
     ],
@@ -228,6 +228,41 @@ def test_one_sided_pooled_limit(tmp_path):
     assert "The data do not decide between diffusion and core-shell." in page.text
     assert "D = < 3.2 x 10⁻¹⁸ cm² s⁻¹" not in page.text
     assert "D < 3.2 x 10⁻¹⁸ cm² s⁻¹ (68 %)" in page.text
+
+
+def with_pooled(tree, **values):
+    """The same result with other pooled scalars."""
+    pooled = tree["entry/pooled"].to_dataset().assign({k: ((), v) for k, v in values.items()})
+    copy = tree.copy(deep=True)
+    copy["entry/pooled"] = xr.DataTree(pooled)
+    return copy
+
+
+def test_a_verdict_needs_no_diffusion_coefficient(tree, tmp_path):
+    """A field of core-shell particles determines no D, and still has an answer."""
+    none = {"log10_D": np.nan, "log10_D_low68": np.nan, "log10_D_high68": np.nan}
+    core = with_pooled(tree, verdict="core-shell", particles_used=0, **none)
+    page = page_of(core, tmp_path)
+    assert "A core-shell (two-phase) structure describes the particles." in page.text
+    assert "Pooled diffusion coefficient" not in page.text
+    assert "D rests on" not in page.text
+
+
+def test_what_the_pooled_value_rests_on(tree, tmp_path):
+    said = {"count_limits": 2, "count_left_out": 3, "log10_D_shift": 0.12}
+    said |= {"largest_influence": -0.034, "most_influential": 7}
+    page = page_of(with_pooled(tree, **said), tmp_path)
+    assert (
+        "D rests on 3 particles, 2 of them by a one-sided limit only; 3 left out. With all"
+        " particles that say anything, log₁₀ D moves by +0.12. Leaving out particle 7, which"
+        " matters most, moves it by -0.03."
+    ) in page.text
+
+
+def test_without_a_time_the_product_is_told(tree, tmp_path):
+    none = {"log10_D": np.nan, "log10_D_low68": np.nan, "log10_D_high68": np.nan}
+    page = page_of(with_pooled(tree, log10_Dt=-11.42, log10_Dt_errors=0.08, **none), tmp_path)
+    assert "log₁₀ D t = -11.42 ± 0.08 (in cm²)" in page.text
 
 
 def test_many_particles_are_cut_short(tree, tmp_path):

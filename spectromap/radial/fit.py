@@ -272,13 +272,11 @@ def _interval(outcome: _Outcome, scale: float) -> tuple[float, float]:
     x = np.log(outcome.depth)
     rise = (outcome.profile - outcome.profile.min()) / scale
     start = int(np.argmin(outcome.profile))
-    low, high = (np.exp(_crossing(x, rise, start, step, 1.0)) for step in (-1, 1))
-    if np.isfinite(low) != np.isfinite(high):
-        low, high = (np.exp(_crossing(x, rise, start, step, ONE_SIDED_95)) for step in (-1, 1))
-    return (
-        float(low) if np.isfinite(low) else 0.0,
-        float(high) if np.isfinite(high) else np.inf,
-    )
+    # A side is open where not even its end is excluded at 95 %.
+    shut = [rise[end] > ONE_SIDED_95**2 for end in (0, -1)]
+    level = 1.0 if all(shut) else ONE_SIDED_95
+    low, high = (np.exp(_crossing(x, rise, start, step, level)) for step in (-1, 1))
+    return float(low) if shut[0] else 0.0, float(high) if shut[1] else np.inf
 
 
 def _bounds(point: _Point, data: Profile) -> tuple[float, float, float]:
