@@ -195,7 +195,7 @@ def test_every_model_starts_empty_and_ends_full(name: str, extra: float) -> None
     share = np.divide(surface[:, 1], present, out=np.ones(20), where=present > 0)
     assert np.all(np.diff(share) >= -1e-12)
     assert surface[:, 2] == pytest.approx(present, abs=1e-9)
-    if MODELS[name].extra == "skin":
+    if MODELS[name].extra == "skin_thickness":
         assert np.diff(edges**3) @ present == pytest.approx((1.0 - extra) ** 3)
     else:
         assert present == pytest.approx(1.0)

@@ -34,6 +34,9 @@ NM2_IN_CM2 = 1e-14
 #: Depths at which the full calculation corrects the linear one, how often, and only where chi2 is
 #: less than this above the lowest.
 _CORRECTED, _CORRECTIONS, _NEAR = 7, 2, 25.0
+#: Standard error of log10 D of a particle that is taken as a sphere, and of one whose body is
+#: measured.
+SPHERE_ERROR, BODY_ERROR = 0.05, 0.02
 #: More particles than this are taken as spheres unless bodies are asked for.
 MOST_BODIES = 400
 #: Bins a particle must have: as many as a model has parameters.
@@ -322,6 +325,7 @@ class _Options:
     distance_noise_nm: float
     rim_allowance: float
     shape_error: float
+    edge_error: float
     thickness_rel_error: float
 
 
@@ -451,8 +455,11 @@ def _row(
         "goodness": outcome.goodness,
         "fit": point.curve,
     }
-    further = 0.5 * float(np.hypot(shift, options.shape_error))
+    edge_shift = options.edge_error * context.resolution_nm / (best * np.log(10.0))
+    further = float(np.hypot(0.5 * np.hypot(shift, options.shape_error), edge_shift))
     low, high = (_widened(best, edge, further) for edge in (low, high))
+    if MODELS[search.model].extra:
+        row[MODELS[search.model].extra] = search.extra * search.view.radius
     if MODELS[search.model].depth != "diffusion_length":
         return row | {"shell_thickness": best, "shell_low": low, "shell_high": high}
     row |= {f"Dt_{n}": d**2 * NM2_IN_CM2 for n, d in (("cm2", best), ("low", low), ("high", high))}
@@ -577,6 +584,8 @@ def _empty(profiles: xr.Dataset, models: Sequence[str]) -> xr.Dataset:
         name: (dims, np.full((count, kinds), np.nan), {"units": _UNITS.get(name, "1")})
         for name in (*_UNITS, *_PLAIN)
     }
+    for extra in {MODELS[name].extra for name in models} - {""}:
+        data[extra] = (dims, np.full((count, kinds), np.nan), {"units": "nm"})
     data["chi2"][2]["long_name"] = "chi square of the composition, not reduced"
     data["fit"] = ((*dims, "distance"), np.full((count, kinds, bins), np.nan), {"units": "1"})
     data["verdict"] = ("particle", np.full(count, "undecided", dtype=object))
@@ -626,7 +635,8 @@ def fit_models(
     fraction_noise: float = 0.005,
     distance_noise_nm: float = 0.5,
     rim_allowance: float = 0.3,
-    shape_error: float = 0.05,
+    shape_error: float | None = None,
+    edge_error: float = 0.05,
     thickness_rel_error: float = 0.1,
 ) -> xr.Dataset:
     """Fit radial models to every particle's profile and say which one it follows.
@@ -640,8 +650,16 @@ def fit_models(
         is not fitted.
     context : Context
         Sample and measurement.
+    maps : Dataset, dims (y, x), optional
+        The maps of the profiles, with ``particle_label`` and ``edge_distance`` [nm]; bodies are
+        made from them. Without them particles are spheres.
+    track : callable, optional
+        Takes the list of what is to be done and yields it, to show progress.
     models : sequence of str
         Names in `spectromap.radial.MODELS`.
+    shape : {"auto", "measured", "sphere"}
+        What particles are taken for: bodies of the measured thickness and outline, or spheres,
+        a hundred times faster; auto takes spheres where there are more than 400 particles.
     evidence : float
         Difference of AICc from which one model is preferred to the other.
     gradient_p : float
@@ -659,9 +677,13 @@ def fit_models(
         outlines of real particles are no circles.
     rim_allowance : float
         Relative error of the false rim that blur of the intensity gives a uniform particle.
-    shape_error : float
-        Standard error of a single log10 D because particles are not spheres, in quadrature; 0.05
-        to 0.07 by simulation of polyhedra and superellipsoids.
+    shape_error : float, optional
+        Standard error of a single log10 D, in quadrature, because bodies are not quite what they
+        are taken for; default 0.05 for spheres and 0.02 for measured bodies, by simulation of
+        polyhedra and superellipsoids.
+    edge_error : float
+        Standard error of where the outline of a particle lies, in resolutions: an error of the
+        depth that is the same however shallow it is.
     thickness_rel_error : float
         Relative error of the thickness scale, for the height at which a section cuts a particle.
 
@@ -672,7 +694,8 @@ def fit_models(
         ``_low`` and ``_high``; where there is none on one side (0 or inf) the other is the limit
         that holds in 95 %; ``shell_thickness`` [nm] with
         limits for every model but diffusion; ``surface_fraction``, ``initial_fraction`` with
-        errors; ``log10_D_bound``, the Cramer-Rao bound for the errors of the profile alone, and
+        errors; the further parameter of a model that has one, such as ``exchange_length`` [nm];
+        ``log10_D_bound``, the Cramer-Rao bound for the errors of the profile alone, and
         ``log10_D_systematic``, the effect of the resolution's error; ``aicc``, ``bic``, ``chi2``
         (of the composition, not scaled) and ``goodness``, its probability;
         ``fit`` (particle, model, distance); ``verdict`` (particle): the name of a model,
@@ -685,10 +708,14 @@ def fit_models(
 
     Notes
     -----
-    A whole particle is a sphere; its radius is that of the sphere whose apparent thickness falls
-    to the outline's threshold at the measured outline. A section is a sphere cut by two planes
-    after the change of composition; the height of the cut is profiled out, with the misfit of the
-    thickness profile as its likelihood. Errors of the fit are scaled by the root of the reduced
+    A particle is its measured body (`spectromap.radial.body`), blurred together with its neighbours
+    and, where there are any, with the wings of the point spread function; or, with ``shape:
+    sphere``, the sphere whose apparent thickness falls to the outline's threshold at the measured
+    outline. A section is a body cut by two planes after the change of composition; the height of
+    the cut is profiled out, with the misfit of the thickness as its likelihood. Whether there is a
+    gradient is judged against a uniform particle seen in the same way, with the chance that many
+    depths are tried (R. B. Davies, Biometrika 74, 33 (1987)). Errors are scaled by the root of the
+    reduced
     chi2 where no model reaches 1 (R. T. Birge, Phys. Rev. 40, 207 (1932)): real particles are not
     spheres. Limits come from the profile likelihood (rise of the scaled chi2 by one). AICc:
     C. M. Hurvich and C.-L. Tsai, Biometrika 76, 297 (1989).
@@ -704,7 +731,8 @@ def fit_models(
         fraction_noise,
         distance_noise_nm,
         rim_allowance,
-        shape_error,
+        0.0,
+        edge_error,
         thickness_rel_error,
     )
     result = _empty(profiles, models)
@@ -721,6 +749,9 @@ def fit_models(
     radii = np.full(outlines.size, np.nan)
     radii[used] = sphere_radii(outlines[used], context, optics, typical)
     field = _field(maps, profiles, context, optics, shape, int(used.sum()))
+    if shape_error is None:
+        shape_error = SPHERE_ERROR if field is None else BODY_ERROR
+    options = replace(options, shape_error=shape_error)
     for row in track([int(i) for i in np.flatnonzero(used)]):
         data, bins = _profile_of(profiles, row, fraction, float(outlines[row]))
         if data.fraction.size < _FEWEST_BINS:

@@ -53,8 +53,8 @@ class Model:
     depth : {"diffusion_length", "shell_thickness"}
         What the depth is: ``sqrt(D t)`` or the thickness of the outer phase, over R.
     extra : str
-        What the further parameter is: "" for none, "exchange_length" (``D / k`` over R), "skin"
-        (thickness over R).
+        What the further parameter is: "" for none, "exchange_length" (``D / k``),
+        "skin_thickness"; over R here, in nm in the result.
     extras : tuple of float
         The values of it that are tried; one value for a model without.
     solid : callable, optional
@@ -141,7 +141,7 @@ MODELS: dict[str, Model] = {
     "diffusion-skin": Model(
         skin.shell_weights,
         depth="diffusion_length",
-        extra="skin",
+        extra="skin_thickness",
         extras=(0.005, 0.01, 0.015, 0.02, 0.03, 0.05),
         solid=_skinned,
     ),
