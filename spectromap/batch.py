@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -39,6 +40,8 @@ REPORT_NAME = "report.html"
 BASE_BYTES = 350 * 2**20
 SLAB_COPIES = 8
 MAP_BYTES = 160
+#: Labels of an earlier result may lie this far from the pixels of the stack.
+MOST_DISPLACED_PX = 0.1
 VERSIONED = ("numpy", "scipy", "scikit-image", "h5py", "xarray", "dask", "xraydb")
 
 
@@ -76,8 +79,9 @@ def run(
         raise FileError(f"cannot be made ({error.strerror})", where=folder) from error
     started = _now()
     with result_lock(folder), _heard() as warnings:
-        stack = load_stack(description)
-        tree = analyze(stack, load_plan(description), scratch=folder, progress=progress)
+        stack, plan = load_stack(description), load_plan(description)
+        _check_place(plan.labels, stack)
+        tree = analyze(stack, plan, scratch=folder, progress=progress)
         process = _provenance(description, command, started, warnings)
         tree["/entry/process"] = xr.DataTree(xr.Dataset(attrs=process))
         result = folder / RESULT_NAME
@@ -191,6 +195,10 @@ def check(description: Any) -> xr.DataArray:
         problems.append(str(error))
     if stack is not None and plan is not None:
         problems += misfits(stack, plan)
+        try:
+            _check_place(plan.labels, stack)
+        except InputError as error:
+            problems.append(str(error))
     if problems or stack is None:
         raise InputError("".join(f"\n  - {p}" for p in problems), where="this run cannot work")
     return stack
@@ -230,17 +238,33 @@ def _fraction(description: Any) -> str:
 
 
 def _labels(path: str | None) -> Any:
-    """Particle labels from an image or from an earlier result."""
+    """Particle labels from an image or, with their axes, from an earlier result."""
     if path is None:
         return None
     _must_exist(path, "labels")
-    if Path(path).suffix.lower() in (".tif", ".tiff", ".npy"):
-        return np.asarray(read_labels(path))
-    tree = read_result(path)
+    if not h5py.is_hdf5(path):
+        return read_labels(path)
     try:
-        return np.asarray(tree["/entry/maps/particle_label"].values)
+        return read_result(path)["/entry/maps/particle_label"]
     except KeyError as error:
         raise InputError("the result holds no particle labels", where=path) from error
+
+
+def _check_place(labels: Any, stack: xr.DataArray) -> None:
+    """Refuse labels that an earlier result drew elsewhere than where the frames lie."""
+    if not isinstance(labels, xr.DataArray) or labels.shape != stack.shape[1:]:
+        return  # images carry no place, and another shape is refused where labels are used
+    for axis in ("y", "x"):
+        drawn, here = (np.asarray(a[axis].values, dtype=float) for a in (labels, stack))
+        pixel = float(np.ptp(here)) / max(here.size - 1, 1)
+        if np.abs(drawn - here).max() > MOST_DISPLACED_PX * pixel:
+            raise InputError(
+                f"they lie at {axis} from {drawn[0]:.6g} to {drawn[-1]:.6g} nm, the frames of the"
+                f" stack from {here[0]:.6g} to {here[-1]:.6g} nm",
+                where="labels",
+                remedy="Use the result of the same field; labels from a TIFF are taken pixel by"
+                " pixel, wherever they were drawn.",
+            )
 
 
 def describe_run(target: str | None, config: Mapping[str, Any] | None, where: object) -> Any:

@@ -100,7 +100,7 @@ class Plan:
         A stack or image of the same field that fixes the common frame.
     scales, fwhm_eV : mapping, optional
         Scale rule and energy resolution of single references.
-    labels : ndarray of int, optional
+    labels : ndarray of int or DataArray, optional
         Hand-corrected particle labels, on the pixel grid of the result.
     options : mapping
         Options of the stages: ``align``, ``energy``, ``stray``, ``fit``, ``segment``,
@@ -123,7 +123,7 @@ class Plan:
     align_reference: xr.DataArray | None = None
     scales: Mapping[str, references.Scale] = field(default_factory=dict)
     fwhm_eV: Mapping[str, float] = field(default_factory=dict)
-    labels: NDArray[np.integer[Any]] | None = None
+    labels: NDArray[np.integer[Any]] | xr.DataArray | None = None
     options: Options = field(default_factory=dict)
     seed: int = 0
 

@@ -83,6 +83,8 @@ def spectra(energies=60, seed=0):
             "reference_mn3": _array("energy", mn3, "nm-1"),
             "energy_shift": _array((), np.float64(-0.083), "eV"),
             "energy_shift_errors": _array((), np.float64(0.012), "eV"),
+            "resolution": _array((), np.float64(24.0), "nm"),
+            "resolution_errors": _array((), np.float64(2.4), "nm"),
         },
         coords={"energy": _array("energy", energy, "eV", "photon energy")},
     )
@@ -166,7 +168,9 @@ def particles():
     used = np.array([True, True, True, False])
     variables = {
         "area": _array("particle", np.pi * radius**2, "nm2"),
+        "area_errors": _array("particle", 2 * np.pi * radius * 1.2, "nm2"),
         "radius": _array("particle", radius, "nm"),
+        "radius_errors": _array("particle", np.full(count, 1.2), "nm"),
         "thickness": _array("particle", 4 / 3 * radius, "nm"),
         "thickness_errors": _array("particle", 0.02 * radius, "nm"),
         "thickness_max": _array("particle", 2 * radius, "nm"),
@@ -211,6 +215,7 @@ def profiles(seed=0):
             "mn3_fraction_errors": _array(dims, errors, "1"),
             "thickness": _array(dims, np.where(inside, thickness, np.nan), "nm"),
             "thickness_errors": _array(dims, np.where(inside, 2.0, np.nan), "nm"),
+            "mean_distance": _array(dims, np.where(inside, distance, np.nan), "nm"),
             "pixel_count": _array(dims, pixels.astype(np.int32), "1"),
             "independent_count": _array(dims, pixels / 4, "1"),
         },
@@ -253,6 +258,7 @@ def models():
         "initial_fraction": both([0.08, 0.07, 0.06, np.nan], [0.09, 0.08, 0.08, np.nan]),
         "initial_fraction_errors": both([0.01] * 3 + [np.nan], [0.01] * 3 + [np.nan]),
         "log10_D_bound": both([0.05, 0.06, 0.04, np.nan], none),
+        "log10_D_systematic": both([0.02, 0.03, 0.02, np.nan], none),
         "aicc": both([12.1, 14.0, 41.0, np.nan], [35.2, 15.1, 13.3, np.nan]),
         "bic": both([13.1, 15.0, 42.0, np.nan], [36.2, 16.1, 14.3, np.nan]),
         "chi2": both([6.1, 8.0, 35.0, np.nan], [29.2, 9.1, 7.3, np.nan]),
@@ -281,10 +287,18 @@ def pooled():
         "log10_D_high68": -16.94,
         "log10_D_low95": -17.18,
         "log10_D_high95": -16.86,
+        "log10_Dt": -11.42,
+        "log10_Dt_errors": 0.07,
         "spread": 0.12,
+        "log10_D_all": -16.94,
+        "log10_D_shift": 0.08,
+        "largest_influence": -0.05,
     }
     counts = {
-        "particles_used": 3,
+        "particles_used": 2,
+        "count_limits": 1,
+        "count_left_out": 2,
+        "most_influential": 1,
         "count_diffusion": 1,
         "count_core_shell": 1,
         "count_undecided": 1,
@@ -295,7 +309,11 @@ def pooled():
     variables["shell_thickness"] = _array((), np.float64(38.4), "nm")
     variables["shell_thickness_errors"] = _array((), np.float64(2.1), "nm")
     variables["verdict"] = ((), "diffusion")
-    return xr.Dataset(variables)
+    reasons = ["", "", "the verdict is core-shell", "overlaps its neighbour"]
+    variables["left_out"] = ("particle", np.array(reasons, object))
+    variables["weight"] = _array("particle", np.array([0.8, 0.2, 0.0, 0.0]), "1")
+    variables["influence"] = _array("particle", np.array([-0.05, 0.02, np.nan, np.nan]), "1")
+    return xr.Dataset(variables, coords={"particle": ("particle", np.arange(1, 5))})
 
 
 def heterogeneity():
@@ -309,6 +327,7 @@ def heterogeneity():
     variables = {k: _array("contrast", np.array(v), "1") for k, v in numbers.items()}
     variables["count_a"] = ("contrast", np.array([2, 2, 1], np.int32))
     variables["count_b"] = ("contrast", np.array([2, 2, 1], np.int32))
+    variables["resampled_by"] = ("contrast", np.array(["agglomerate"] * 3, object))
     return xr.Dataset(variables, coords={"contrast": np.array(names, object)})
 
 
@@ -365,7 +384,7 @@ def without_particles(tree):
         found[name] = xr.zeros_like(found[name])
     found["edge_distance"] = xr.full_like(found["edge_distance"], np.nan)
     copy["entry/maps"] = xr.DataTree(found)
-    nothing = copy["entry/pooled"].to_dataset()
+    nothing = copy["entry/pooled"].to_dataset().isel(particle=slice(0, 0))
     for name, array in nothing.data_vars.items():
         if array.dtype.kind == "f":
             nothing[name] = xr.full_like(array, np.nan)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import tifffile
 import xarray as xr
+from make_results import make_tree
 from make_runs import write_run
 from make_stacks import make, spectra
 
 from spectromap import _streaming, batch, cli, pipeline
 from spectromap.config import load_run
 from spectromap.io.results import read_result
-from spectromap.schema import FLAGS, RESULT_GROUPS, InputError
+from spectromap.schema import FLAGS, RESULT_GROUPS, FileError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,18 @@ def result(folder):
 def test_every_group_of_the_contract_is_there(result):
     assert set(result["entry"].children) == set(RESULT_GROUPS)
     assert result["entry"].attrs["schema_version"] == 1
+
+
+def test_every_name_of_a_result_is_written_down(result):
+    """The contract in ``docs/result.md``, and the tree that the figures are tested with."""
+    written = (Path(__file__).parents[1] / "docs/result.md").read_text(encoding="utf-8")
+    for group in RESULT_GROUPS:
+        for name in result[f"entry/{group}"].data_vars:
+            plain = re.sub("_(errors|systematic)$", "", str(name))
+            general = re.sub("mn[34]", "<component>", plain)
+            assert f"`{name}`" in written or f"`{general}`" in written, f"{group}/{name}"
+    for group in ("particles", "profiles", "models", "pooled", "heterogeneity"):
+        assert set(make_tree()[f"entry/{group}"]) == set(result[f"entry/{group}"]), group
 
 
 def test_shifts_energy_composition_and_thickness_are_true(result, made):
@@ -129,17 +146,47 @@ def test_without_references_there_is_still_something_to_see(folder, tmp_path):
     assert "no references are given" in tree["/entry/process"].attrs["warnings"]
 
 
-def test_labels_given_by_hand_replace_segmentation(folder, result, tmp_path):
-    labels = np.zeros((96, 110), np.int32)
+def test_labels_given_by_hand_replace_segmentation(folder, tmp_path):
+    labels = np.zeros((96, 110), np.uint16)
     labels[20:50, 20:60] = 7
-    np.save(tmp_path / "labels.npy", labels)
-    run = load_run(folder / "run.yaml", labels=str(tmp_path / "labels.npy"))
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    run = load_run(folder / "run.yaml", labels=str(tmp_path / "labels.tif"))
     batch.run(run, tmp_path / "out")
     tree = read_result(tmp_path / "out/result.h5")
     assert list(tree["/entry/particles"]["particle"].values) == [7]
+    assert list(tree["/entry/models"]["particle"].values) == [7]
     assert np.array_equal(tree["/entry/maps"]["particle_label"].values, labels)
-    again = load_run(folder / "run.yaml", labels=str(tmp_path / "out/result.h5"))
-    assert np.array_equal(batch.load_plan(again).labels, labels)
+
+
+def test_labels_are_known_by_their_content(folder, result, tmp_path):
+    labels = result["/entry/maps"]["particle_label"].values
+    assert labels.max() > 0
+    shutil.copy(folder / "out/result.h5", tmp_path / "earlier")
+    tifffile.imwrite(tmp_path / "labels.png", labels)
+    with open(tmp_path / "drawn.tif", "wb") as stream:
+        np.save(stream, labels)
+    for name in ("earlier", "labels.png", "drawn.tif"):
+        run = load_run(folder / "run.yaml", labels=str(tmp_path / name))
+        assert np.array_equal(batch.load_plan(run).labels, labels), name
+        batch.check(run)
+    (tmp_path / "notes.tif").write_text("particles 3 and 5 touch")
+    with pytest.raises(FileError, match="nor an earlier result"):
+        batch.load_plan(load_run(folder / "run.yaml", labels=str(tmp_path / "notes.tif")))
+
+
+@pytest.mark.parametrize(("axis", "change"), [("y", lambda y: y + 40.0), ("x", lambda x: 1.02 * x)])
+def test_labels_of_a_result_that_lies_elsewhere_are_refused(folder, tmp_path, axis, change):
+    """Another field, or the same one with other pixels, of the same shape."""
+    earlier = tmp_path / "earlier.h5"
+    shutil.copy(folder / "out/result.h5", earlier)
+    with h5py.File(earlier, "r+") as file:
+        place = file["entry/maps"][axis]
+        place[...] = change(place[...])
+    run = load_run(folder / "run.yaml", labels=str(earlier))
+    for use in (batch.check, lambda r: batch.run(r, tmp_path / "out")):
+        with pytest.raises(InputError, match=f"labels: they lie at {axis} from .* nm, the frames"):
+            use(run)
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_region_mask_and_spectrum_give_the_same_i0(folder, made, tmp_path):

@@ -26,6 +26,7 @@ PHOTONS_ONLY = {
     "distance_noise_nm": 0.0,
     "rim_allowance": 0.0,
     "shape_error": 0.0,
+    "edge_error": 0.0,
 }
 
 

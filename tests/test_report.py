@@ -249,7 +249,7 @@ def test_a_verdict_needs_no_diffusion_coefficient(tree, tmp_path):
 
 
 def test_what_the_pooled_value_rests_on(tree, tmp_path):
-    said = {"count_limits": 2, "count_left_out": 3, "log10_D_shift": 0.12}
+    said = {"particles_used": 3, "count_limits": 2, "count_left_out": 3, "log10_D_shift": 0.12}
     said |= {"largest_influence": -0.034, "most_influential": 7}
     page = page_of(with_pooled(tree, **said), tmp_path)
     assert (

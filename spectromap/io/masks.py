@@ -49,6 +49,8 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.bool_]:
 def read_labels(path: str | PathLike[str]) -> NDArray[np.int32]:
     """Read a label image from ``.npy`` or TIFF: 0 is background, each particle a whole number.
 
+    The content decides which of the two it is.
+
     Parameters
     ----------
     path : path
@@ -66,7 +68,11 @@ def read_labels(path: str | PathLike[str]) -> NDArray[np.int32]:
     """
     image = _image(_bytes_of(path), path)
     if image is None:
-        raise FileError("is neither .npy nor TIFF", where=path, remedy="Save the labels as TIFF.")
+        raise FileError(
+            "is neither .npy nor TIFF nor an earlier result",
+            where=path,
+            remedy="Save the labels as TIFF.",
+        )
     values = np.asarray(image, dtype=np.float64)
     if not np.all(np.isfinite(values)) or np.any(values != np.rint(values)):
         raise FileError("labels must be whole numbers", where=path)

@@ -20,6 +20,7 @@ from scipy import special
 from spectromap._numerics import vertex
 from spectromap.radial import MODELS
 from spectromap.radial.context import Context, Optics, optics_of
+from spectromap.radial.halo import Halo
 from spectromap.radial.pooling import ONE_SIDED_95, pool
 from spectromap.radial.solid_view import Field
 from spectromap.radial.view import DEPTHS, Profile, View, sphere_radii, sphere_views
@@ -34,9 +35,22 @@ NM2_IN_CM2 = 1e-14
 #: Depths at which the full calculation corrects the linear one, how often, and only where chi2 is
 #: less than this above the lowest.
 _CORRECTED, _CORRECTIONS, _NEAR = 7, 2, 25.0
-#: Standard error of log10 D of a particle that is taken as a sphere, and of one whose body is
-#: measured.
-SPHERE_ERROR, BODY_ERROR = 0.05, 0.02
+#: What is not noise, for particles that are taken as spheres and for those whose body is measured;
+#: for the names see `fit_models`. Found by simulation of polyhedra and superellipsoids.
+SPHERE_ERRORS = {
+    "fraction_noise": 0.005,
+    "distance_noise_nm": 0.5,
+    "rim_allowance": 0.3,
+    "shape_error": 0.05,
+}
+BODY_ERRORS = {
+    "fraction_noise": 0.002,
+    "distance_noise_nm": 0.15,
+    "rim_allowance": 0.1,
+    "shape_error": 0.01,
+}
+#: Of a section the body beyond the cuts was not seen.
+SECTION_SHAPE_ERROR = 0.03
 #: More particles than this are taken as spheres unless bodies are asked for.
 MOST_BODIES = 400
 #: Bins a particle must have: as many as a model has parameters.
@@ -632,11 +646,11 @@ def fit_models(
     gradient_p: float = 0.003,
     goodness_limit: float = 1e-7,
     fraction_limits: tuple[float, float] = (-0.05, 1.2),
-    fraction_noise: float = 0.005,
-    distance_noise_nm: float = 0.5,
-    rim_allowance: float = 0.3,
+    fraction_noise: float | None = None,
+    distance_noise_nm: float | None = None,
+    rim_allowance: float | None = None,
     shape_error: float | None = None,
-    edge_error: float = 0.05,
+    edge_error: float = 0.04,
     thickness_rel_error: float = 0.1,
 ) -> xr.Dataset:
     """Fit radial models to every particle's profile and say which one it follows.
@@ -659,7 +673,7 @@ def fit_models(
         Names in `spectromap.radial.MODELS`.
     shape : {"auto", "measured", "sphere"}
         What particles are taken for: bodies of the measured thickness and outline, or spheres,
-        a hundred times faster; auto takes spheres where there are more than 400 particles.
+        more than ten times faster; auto takes spheres where there are more than 400 particles.
     evidence : float
         Difference of AICc from which one model is preferred to the other.
     gradient_p : float
@@ -670,17 +684,18 @@ def fit_models(
         spheres alone go down to 1e-6 where a phase boundary is sharp.
     fraction_limits : (float, float)
         Range of the initial and the surface fraction. Either may be the larger.
-    fraction_noise : float
-        Error of a bin that is added in quadrature: what references and model leave over.
-    distance_noise_nm : float
+    fraction_noise : float, optional
+        Error of a bin that is added in quadrature: what references and model leave over. Default
+        0.002 for measured bodies, 0.005 for spheres.
+    distance_noise_nm : float, optional
         Error of a bin's distance [nm] that is added in quadrature, times the slope of the profile:
-        outlines of real particles are no circles.
-    rim_allowance : float
+        outlines are not quite what they are taken for. Default 0.15 and 0.5.
+    rim_allowance : float, optional
         Relative error of the false rim that blur of the intensity gives a uniform particle.
+        Default 0.1 and 0.3.
     shape_error : float, optional
         Standard error of a single log10 D, in quadrature, because bodies are not quite what they
-        are taken for; default 0.05 for spheres and 0.02 for measured bodies, by simulation of
-        polyhedra and superellipsoids.
+        are taken for. Default 0.01, for sections 0.03, for spheres 0.05.
     edge_error : float
         Standard error of where the outline of a particle lies, in resolutions: an error of the
         depth that is the same however shallow it is.
@@ -693,7 +708,7 @@ def fit_models(
         ``D_cm2_s`` [cm2/s] (NaN without a time) and ``Dt_cm2`` [cm2] with their 68 % limits
         ``_low`` and ``_high``; where there is none on one side (0 or inf) the other is the limit
         that holds in 95 %; ``shell_thickness`` [nm] with
-        limits for every model but diffusion; ``surface_fraction``, ``initial_fraction`` with
+        limits for models of a shell; ``surface_fraction``, ``initial_fraction`` with
         errors; the further parameter of a model that has one, such as ``exchange_length`` [nm];
         ``log10_D_bound``, the Cramer-Rao bound for the errors of the profile alone, and
         ``log10_D_systematic``, the effect of the resolution's error; ``aicc``, ``bic``, ``chi2``
@@ -715,26 +730,12 @@ def fit_models(
     the cut is profiled out, with the misfit of the thickness as its likelihood. Whether there is a
     gradient is judged against a uniform particle seen in the same way, with the chance that many
     depths are tried (R. B. Davies, Biometrika 74, 33 (1987)). Errors are scaled by the root of the
-    reduced
-    chi2 where no model reaches 1 (R. T. Birge, Phys. Rev. 40, 207 (1932)): real particles are not
-    spheres. Limits come from the profile likelihood (rise of the scaled chi2 by one). AICc:
-    C. M. Hurvich and C.-L. Tsai, Biometrika 76, 297 (1989).
+    reduced chi2 where no model reaches 1 (R. T. Birge, Phys. Rev. 40, 207 (1932)). Limits come from
+    the profile likelihood (rise of the scaled chi2 by one). AICc: C. M. Hurvich and C.-L. Tsai,
+    Biometrika 76, 297 (1989).
     """
     fraction = context.fraction
     _check(profiles, particles, fraction, models)
-    options = _Options(
-        tuple(models),
-        evidence,
-        gradient_p,
-        goodness_limit,
-        fraction_limits,
-        fraction_noise,
-        distance_noise_nm,
-        rim_allowance,
-        0.0,
-        edge_error,
-        thickness_rel_error,
-    )
     result = _empty(profiles, models)
     table = particles.sel(particle=profiles["particle"])
     outlines = np.asarray(table["radius"].values, float)
@@ -749,9 +750,25 @@ def fit_models(
     radii = np.full(outlines.size, np.nan)
     radii[used] = sphere_radii(outlines[used], context, optics, typical)
     field = _field(maps, profiles, context, optics, shape, int(used.sum()))
-    if shape_error is None:
-        shape_error = SPHERE_ERROR if field is None else BODY_ERROR
-    options = replace(options, shape_error=shape_error)
+    usual = SPHERE_ERRORS if field is None else BODY_ERRORS
+    if field is not None and context.geometry == "lamella":
+        usual = usual | {"shape_error": SECTION_SHAPE_ERROR}
+    given = {
+        "fraction_noise": fraction_noise,
+        "distance_noise_nm": distance_noise_nm,
+        "rim_allowance": rim_allowance,
+        "shape_error": shape_error,
+    }
+    options = _Options(
+        models=tuple(models),
+        evidence=evidence,
+        gradient_p=gradient_p,
+        goodness_limit=goodness_limit,
+        fraction_limits=fraction_limits,
+        edge_error=edge_error,
+        thickness_rel_error=thickness_rel_error,
+        **{name: usual[name] if value is None else value for name, value in given.items()},
+    )
     for row in track([int(i) for i in np.flatnonzero(used)]):
         data, bins = _profile_of(profiles, row, fraction, float(outlines[row]))
         if data.fraction.size < _FEWEST_BINS:
@@ -768,5 +785,11 @@ def fit_models(
             result["fit"].values[row, column, bins] = rows[name].pop("fit")
             for key, value in rows[name].items():
                 result[key].values[row, column] = value
-    result.attrs["delithiated_time_rel_error"] = context.delithiated_time_rel_error
+    halo = Halo() if field is None else field.halo
+    result.attrs |= {
+        "delithiated_time_rel_error": context.delithiated_time_rel_error,
+        "shape": "sphere" if field is None else "measured",
+        "wings_share": halo.share,
+        "wings_fwhm_nm": halo.fwhm_nm if halo.share > 0 else np.nan,
+    }
     return result

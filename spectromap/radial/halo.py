@@ -42,11 +42,12 @@ class Halo:
     Attributes
     ----------
     share : float
-        Of the light; 0 if there is none to be seen.
+        Light in the wings over what the particles are seen to absorb, which is nearly all in the
+        core; 0 if there is none to be seen.
     fwhm_nm : float
         Full width at half maximum [nm].
     error : float
-        Standard error of the share.
+        Standard error of the share, the width being free.
     """
 
     share: float = 0.0
@@ -87,41 +88,66 @@ def estimate_halo(
     if np.count_nonzero(use) < _FEWEST_PIXELS:
         return Halo()
     weight = 1.0 / errors[use]
-    seen = thickness[use] * weight
-    fits = []
+    seen, tile = thickness[use] * weight, _tiles(use)
+    every = []
     for width in _WIDTHS:
         sigma = fwhm_to_sigma(width * resolution_nm)
         spread = ndimage.gaussian_filter(
             shadow, (sigma / pixel[0], sigma / pixel[1]), mode="constant"
         )
-        fits.append(np.column_stack([weight, spread[use] * weight]))
-    found = [np.linalg.lstsq(columns, seen, rcond=None)[0] for columns in fits]
-    chi2 = np.array([np.sum((seen - c @ x) ** 2) for c, x in zip(fits, found, strict=True)])
-    best = int(np.argmin(chi2))
-    share, error = float(found[best][1]), _jackknife(fits[best], seen, use)
-    if share < max(_LEAST_SHARE, _LEAST_SIGNIFICANCE * error) or share > _LARGEST_SHARE:
+        every.append(_moments(weight, spread[use] * weight, seen, tile))
+    parts = np.array(every)
+    total = parts.sum(axis=-1)
+    shares, gains = _solved(total)
+    best = int(np.argmax(gains))
+    without = [total - part for part in np.moveaxis(parts, -1, 0)]
+    certain = _jackknife(np.array([_solved(sums)[0][best] for sums in without]))
+    if shares[best] < max(_LEAST_SHARE, _LEAST_SIGNIFICANCE * certain):
         return Halo()
-    width = float(np.exp(vertex(np.log(_WIDTHS), chi2)))
-    share = float(np.interp(np.log(width), np.log(_WIDTHS), [x[1] for x in found]))
+    if shares[best] > _LARGEST_SHARE:
+        return Halo()
+    width, share = _likeliest(shares, gains)
+    # The narrower the wings, the larger their share: the error is that with the width free.
+    error = _jackknife(np.array([_likeliest(*_solved(sums))[1] for sums in without]))
     LOG.warning(
         "%.0f %% of the light lies in wings of the point spread function, %.3g nm wide: the radial"
         " models take that into account",
-        100 * share,
+        100 * share / (1.0 + share),
         width * resolution_nm,
     )
     return Halo(share, width * resolution_nm, error)
 
 
-def _jackknife(columns: Array, seen: Array, use: Mask) -> float:
-    """Standard error of the share from leaving out one part of the field after the other."""
+def _tiles(use: Mask) -> NDArray[np.intp]:
+    """Part of the field that every place in use lies in, numbered from 0 without gaps."""
     rows, cols = np.nonzero(use)
     tile = rows * _TILES // use.shape[0] * _TILES + cols * _TILES // use.shape[1]
-    shares = np.array(
-        [
-            np.linalg.lstsq(columns[tile != t], seen[tile != t], rcond=None)[0][1]
-            for t in np.unique(tile)
-        ]
-    )
+    return np.unique(tile, return_inverse=True)[1]
+
+
+def _moments(level: Array, spread: Array, seen: Array, tile: NDArray[np.intp]) -> Array:
+    """Sums of products that a background and a share follow from, (5, tile)."""
+    products = level * level, level * spread, spread * spread, level * seen, spread * seen
+    return np.array([np.bincount(tile, values) for values in products])
+
+
+def _solved(moments: Array) -> tuple[Array, Array]:
+    """Share at every width, and by how much it and a background lower chi2; (width, 5) to each."""
+    ll, ls, ss, ly, sy = moments.T
+    scale = np.maximum(ll * ss - ls**2, 1e-12 * ll * ss + 1e-300)
+    level, share = (ss * ly - ls * sy) / scale, (ll * sy - ls * ly) / scale
+    return share, level * ly + share * sy
+
+
+def _likeliest(shares: Array, gains: Array) -> tuple[float, float]:
+    """Width in resolutions, between those that were tried, and the share there."""
+    logs = np.log(_WIDTHS)
+    width = vertex(logs, -gains)
+    return float(np.exp(width)), float(np.interp(width, logs, shares))
+
+
+def _jackknife(shares: Array) -> float:
+    """Standard error from values that were found without one part of the field each."""
     if shares.size < 3:
         return np.inf
     return float(np.sqrt((shares.size - 1) / shares.size * np.sum((shares - shares.mean()) ** 2)))

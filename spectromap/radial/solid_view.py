@@ -32,9 +32,9 @@ Mask = NDArray[np.bool_]
 Crop = tuple[slice, slice]
 _Given = tuple[Array, Array, Array, tuple[float, float], float]
 
-#: Depths, in radii, at which a body is solved; between them a cubic spline, past them the thin
-#: layer of an even depth and the slowest decay.
-_SHALLOWEST, _DEEPEST, _SOLVED = 0.03, 0.8, 33
+#: Depths, in radii, at which a body is solved; between them cubics, and from the shallowest to
+#: none at all a parabola.
+_SHALLOWEST, _DEEPEST, _SOLVED = 0.03, 1.0, 35
 #: Cells times energies of the full calculation: the more cells, the fewer energies.
 _WORK = 700_000
 _ENERGIES = (16, 24, 32, 48, 64)
@@ -133,11 +133,19 @@ class SolidView:
         return fwhm_to_sigma(self.context.resolution_nm)
 
     def _maps(self, model: str, extra: float) -> tuple[Array, Array]:
-        """Thickness [nm] of the initial and of the surface fraction, (depth, Ny, Nx)."""
+        """Thickness [nm] of the initial and of the surface fraction, (1 + depth, Ny, Nx).
+
+        The first is for no depth at all.
+        """
         key = (model, extra)
         if key not in self._solved:
             depths = _depths() * self.radius
-            self._solved[key] = MODELS[model].through(self.solid, depths, extra * self.radius)
+            first, second = MODELS[model].through(self.solid, depths, extra * self.radius)
+            start = first[:1] + second[:1], np.zeros_like(second[:1])
+            self._solved[key] = (
+                np.concatenate([start[0], first]),
+                np.concatenate([start[1], second]),
+            )
         return self._solved[key]
 
     def _binned(self, values: Array) -> Array:
@@ -209,17 +217,23 @@ def _depths() -> Array:
 
 
 def _at_depths(values: Array, depths: Array) -> Array:
-    """Values (bin, solved depth) at other depths, (bin, depth)."""
+    """Values (bin, none and solved depths) at other depths, (bin, depth)."""
     return np.stack([_map_at(values.T, depth) for depth in depths], axis=1)
 
 
 def _map_at(maps: Array, depth: float) -> Array:
-    """Maps (solved depth, ...) at one depth, by the cubic through the four nearest ones."""
+    """Maps (none and solved depths, ...) at one depth, by the cubic through the nearest four."""
+    start, maps = maps[0], maps[1:]
     step = np.log(_DEEPEST / _SHALLOWEST) / (_SOLVED - 1)
     place = np.log(max(depth, 1e-12) / _SHALLOWEST) / step
-    if place <= 0:  # a thin layer grows in proportion to its depth
-        slope = (maps[1] - maps[0]) / (np.exp(step) - 1.0)
-        return np.asarray(maps[0] + (depth / _SHALLOWEST - 1.0) * slope)
+    if place <= 0:  # a thin layer grows nearly in proportion to its depth
+        share, further = depth / _SHALLOWEST, np.exp(step)
+        bend = (share - 1.0) / (further - 1.0)
+        return np.asarray(
+            start
+            + share * (1.0 - bend) * (maps[0] - start)
+            + share * bend / further * (maps[1] - start)
+        )
     if place >= _SOLVED - 1:
         return np.asarray(maps[-1])
     i = int(np.clip(np.floor(place), 1, _SOLVED - 3))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from radial_fields import Stored
+from _radial_fields import Stored
 from scipy import ndimage
 
 from spectromap.synthetic import crank_sphere
