@@ -7,7 +7,8 @@ UV := .venv/bin/uv
 
 # napari's pytest plugins load in every session, and must not where there is no screen.
 HEADLESS := -p no:napari -p no:npe2 -p no:napari-plugin-engine
-CORE := $(HEADLESS) -m "not viewer and not acceptance and not install"
+# One file of tests stays in one process, for the data that its tests share.
+CORE := $(HEADLESS) -n auto --dist loadfile -m "not viewer and not acceptance and not install"
 
 SCREEN := xvfb-run -a -s "-screen 0 1600x1000x24"
 PROBE := $(SCREEN) .venv/bin/python tests/screen_probe.py
