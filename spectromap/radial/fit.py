@@ -24,7 +24,7 @@ from spectromap.radial.halo import Halo
 from spectromap.radial.pooling import ONE_SIDED_95, pool
 from spectromap.radial.solid_view import Field
 from spectromap.radial.view import DEPTHS, Profile, View, sphere_radii, sphere_views
-from spectromap.schema import InputError
+from spectromap.schema import LOG, InputError, pixel_size
 
 __all__ = ["Context", "fit_models", "pool"]
 
@@ -53,6 +53,8 @@ BODY_ERRORS = {
 SECTION_SHAPE_ERROR = 0.03
 #: More particles than this are taken as spheres unless bodies are asked for.
 MOST_BODIES = 400
+#: Sides of a pixel may differ by this share for bodies to be made.
+UNEVEN_PIXELS = 0.01
 #: Bins a particle must have: as many as a model has parameters.
 _FEWEST_BINS = 3
 #: Relative step for the derivative of a curve with the depth.
@@ -630,6 +632,10 @@ def _field(
         raise InputError("bodies are made from maps, and there are none", where="maps")
     if maps is None or shape == "sphere" or (shape == "auto" and count > MOST_BODIES):
         return None
+    dy, dx = pixel_size(maps["thickness"])
+    if abs(dy / dx - 1.0) > UNEVEN_PIXELS:
+        LOG.warning("pixels are not square, so particles are taken as spheres in radial models")
+        return None
     return Field(maps, _bin_width(profiles), context, optics)
 
 
@@ -773,12 +779,12 @@ def fit_models(
         data, bins = _profile_of(profiles, row, fraction, float(outlines[row]))
         if data.fraction.size < _FEWEST_BINS:
             continue
-        views: Sequence[View]
-        if field is None:
-            views = sphere_views(data, radii[row], context, optics, thickness_rel_error)
-        else:
+        views: Sequence[View] = []
+        if field is not None:
             label = int(result["particle"].values[row])
             views = field.views(label, data, np.flatnonzero(bins), thickness_rel_error)
+        if not views:
+            views = sphere_views(data, radii[row], context, optics, thickness_rel_error)
         rows, verdict = _fit_particle(data, views, context, optics is not None, options)
         result["verdict"].values[row] = verdict
         for column, name in enumerate(models):

@@ -22,7 +22,7 @@ from spectromap.radial.context import Context, Optics
 from spectromap.radial.halo import Halo, estimate_halo
 from spectromap.radial.projection import absorption_power, blurred_absorption
 from spectromap.radial.view import Profile, likeliest, thickness_misfit, through_optics
-from spectromap.schema import FLAGS, pixel_size
+from spectromap.schema import FLAGS, InputError, pixel_size
 
 __all__ = ["Field", "SolidView"]
 
@@ -43,6 +43,8 @@ _CELLS_PER_RESOLUTION = 4.0
 _FEWEST_CELLS, _MOST_CELLS = 2, 4
 #: Bodies of a section that are considered at most.
 _MOST_BODIES = 4
+#: Bodies of so many neighbours are kept until it is their turn; those of more are made again.
+_MOST_WAITING = 16
 #: Thickness profiles of bodies misfit alike in neighbouring bins; so many count as one.
 _ALIKE = 3.0
 #: Margin around a particle, in resolutions: as far as the blur of its neighbours reaches.
@@ -271,12 +273,12 @@ class Field:
         self.context, self.bin_nm = context, bin_nm
         self.optics = optics
         self.pixel = pixel_size(maps["thickness"])
-        self.labels = np.asarray(maps["particle_label"].values).astype(int)
-        self.distance = np.asarray(maps["edge_distance"].values, float)
-        self.thickness = np.asarray(maps["thickness"].values, float)
-        self.errors = np.asarray(maps["thickness_errors"].values, float)
-        self.fraction = np.asarray(maps[f"{context.fraction}_fraction"].values, float)
-        fraction_errors = np.asarray(maps[f"{context.fraction}_fraction_errors"].values, float)
+        self.labels = np.asarray(maps["particle_label"].values)
+        self.distance = np.asarray(maps["edge_distance"].values)
+        self.thickness = np.asarray(maps["thickness"].values)
+        self.errors = np.asarray(maps["thickness_errors"].values)
+        self.fraction = np.asarray(maps[f"{context.fraction}_fraction"].values)
+        fraction_errors = np.asarray(maps[f"{context.fraction}_fraction_errors"].values)
         good = np.isfinite(self.thickness) & np.isfinite(self.fraction)
         good &= (self.errors > 0) & (fraction_errors > 0) & (self.distance >= 0)
         if "flags" in maps:
@@ -285,7 +287,8 @@ class Field:
         finest = context.resolution_nm / _CELLS_PER_RESOLUTION
         self.cells = int(np.clip(np.ceil(max(self.pixel) / finest), _FEWEST_CELLS, _MOST_CELLS))
         self._found = dict(enumerate(ndimage.find_objects(self.labels), start=1))
-        self._bodies: dict[int, list[Solid]] = {}
+        self._shadows: dict[int, Array | None] = {}
+        self._waiting: dict[int, list[Solid]] = {}
         self._in_wings: dict[int, Array] = {}
         self.halo = self._halo()
 
@@ -328,10 +331,6 @@ class Field:
             )
         return self._in_wings[count]
 
-    def square(self) -> bool:
-        """Whether pixels are square, as bodies need them."""
-        return abs(self.pixel[0] / self.pixel[1] - 1.0) < 0.01
-
     def _crop(self, label: int) -> Crop:
         """Box around a particle with a margin for the blur, within the frame."""
         margin = int(np.ceil(_MARGIN * self.context.resolution_nm / min(self.pixel))) + 2
@@ -342,21 +341,33 @@ class Field:
         return y, x
 
     def bodies(self, label: int) -> list[Solid]:
-        """What the particle may be: one body, or a section at several heights."""
-        if label not in self._bodies:
-            crop = self._crop(label)
-            thickness = self.thickness[crop].copy()
-            mine = self.labels[crop] == label
-            thickness[(self.labels[crop] > 0) & ~mine] = np.nan
+        """What the particle may be: one body, or a section at several heights; none if tiny."""
+        crop = self._crop(label)
+        thickness = self.thickness[crop].astype(float)
+        mine = self.labels[crop] == label
+        thickness[(self.labels[crop] > 0) & ~mine] = np.nan
+        try:
             if self.context.geometry == "dispersed":
-                found = [self._whole(label, thickness, mine)]
-            else:
-                section = float(self.context.section_nm or 0.0)
-                found = section_bodies(
-                    *self._given(crop, thickness, mine), section, cells=self.cells
-                )
-            self._bodies[label] = found
-        return self._bodies[label]
+                return [self._whole(label, thickness, mine)]
+            section = float(self.context.section_nm or 0.0)
+            return section_bodies(*self._given(crop, thickness, mine), section, cells=self.cells)
+        except InputError:  # no pixel of it lies inside of its outline
+            return []
+
+    def _shadow(self, label: int) -> Array | None:
+        """Projected thickness of a neighbour on its own crop [nm], None where it has no body."""
+        if label not in self._shadows:
+            found = self.bodies(label)
+            if len(self._waiting) < _MOST_WAITING:
+                self._waiting[label] = found
+            self._shadows[label] = found[0].thickness.astype(np.float32) if found else None
+        return self._shadows[label]
+
+    def _take_bodies(self, label: int) -> list[Solid]:
+        """Bodies of a particle; they are large, so that only its shadow is kept."""
+        self._shadow(label)
+        found = self._waiting.pop(label, None)
+        return self.bodies(label) if found is None else found
 
     def _given(self, crop: Crop, thickness: Array, mine: Mask) -> _Given:
         """What a body is made from, with the distance negative outside of the particle."""
@@ -418,11 +429,13 @@ class Field:
 
     def _level(self, label: int) -> float:
         """Mean fraction of a particle."""
-        mine = (self.labels == label) & self.good
-        total = float(self.thickness[mine].sum())
+        crop = self._crop(label)
+        mine = (self.labels[crop] == label) & self.good[crop]
+        whole = self.thickness[crop][mine].astype(float)
+        total = float(whole.sum())
         if not total > 0:
             return 0.0
-        return float(np.clip((self.fraction * self.thickness)[mine].sum() / total, 0.0, 1.0))
+        return float(np.clip((self.fraction[crop][mine] * whole).sum() / total, 0.0, 1.0))
 
     def _optics(self, crop: Crop) -> Optics | None:
         """The optics with as many energies as the size of a crop allows."""
@@ -436,9 +449,10 @@ class Field:
         shape = (grid.shape[0] * self.cells, grid.shape[1] * self.cells)
         thickness, amount = np.zeros((2, *shape), dtype=np.float32)
         for other in near[(near > 0) & (near != label)]:
-            solid = self.bodies(int(other))[0]
-            _paste(thickness, amount, solid.thickness, self._level(int(other)),
-                   grid.crop, self._crop(int(other)), self.cells)  # fmt: skip
+            shadow = self._shadow(int(other))
+            if shadow is not None:
+                _paste(thickness, amount, shadow, self._level(int(other)),
+                       grid.crop, self._crop(int(other)), self.cells)  # fmt: skip
         sigma = fwhm_to_sigma(self.context.resolution_nm)
         blurred = grid.blurred(np.stack([thickness, amount]), sigma)
         core = 1.0 - self.halo.share
@@ -463,16 +477,16 @@ class Field:
         return self.context.stray_fraction if self.halo.share > 0 else 0.0
 
     def views(self, label: int, data: Profile, bins: Index, rel_error: float) -> list[SolidView]:
-        """The bodies worth considering, the likeliest first."""
+        """The bodies worth considering, the likeliest first; none where it has no body."""
         grid = self._grid(label, bins)
         optics = self._optics(grid.crop)
         beside = self._beside(label, grid, optics)
         cut = self.context.geometry == "lamella"
         found = [
             SolidView(solid, grid, self.context, optics, beside, cut)
-            for solid in self.bodies(label)
+            for solid in self._take_bodies(label)
         ]
-        if len(found) == 1:
+        if len(found) < 2:
             return found
         level = self._level(label)
         misfits = [
