@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
 
-from spectromap.radial.pooling import pool
+from spectromap.radial.pooling import ONE_SIDED_95, pool
 from spectromap.schema import VERDICTS
 
 SECONDS = 4e5
@@ -72,14 +70,17 @@ def measured(log_dt: np.ndarray, errors: np.ndarray, rng: np.random.Generator) -
     """What a fit says whose chi2 is a parabola in the depth, which cannot be negative.
 
     `errors` are those of log10 D t for a particle with the depth of `TRUTH`; from about 0.9 up
-    most particles have only an upper limit. The limits are where chi2 has risen by one.
+    most particles have only an upper limit, which is that of 95 %; otherwise limits are where chi2
+    has risen by one.
     """
     width = errors * np.log(10.0) / 2.0
     depth = 10.0 ** (0.5 * (log_dt - TRUTH))
     found = depth + width * rng.standard_normal(depth.size)
     best = np.maximum(found, 0.003)
-    low = np.maximum(found - width, 0.0)
-    high = np.where(found > 0, found + width, found + np.sqrt(found**2 + width**2))
+    limit = found < ONE_SIDED_95 * width  # a depth of zero is not excluded
+    off = width * np.where(limit, ONE_SIDED_95, 1.0)
+    low = np.where(limit, 0.0, found - width)
+    high = np.where(found > 0, found + off, found + np.hypot(found, off))
     return tuple(10.0**TRUTH * d**2 for d in (best, low, high))  # type: ignore[return-value]
 
 
@@ -163,11 +164,11 @@ def test_fields_of_little_but_limits_are_bounded_rightly() -> None:
 
 
 def test_one_limit_says_what_it_says() -> None:
-    """The 68 % end of a single limit is the limit; the 95 % end is where chi2 rises by 3.84."""
+    """A single limit holds in 95 %: it lies between the ends of the 68 and the 95 % interval."""
     fits = tuple(np.array([v]) for v in (1e-14, 0.0, 1e-12))
     got = pool(*table(fits))  # type: ignore[arg-type]
-    assert got["log10_D_high68"] == pytest.approx(LOG_D, abs=1e-3)
-    assert 0.3 < got["log10_D_high95"] - LOG_D < 1.0
+    assert LOG_D - 0.5 < got["log10_D_high68"] < LOG_D
+    assert LOG_D < got["log10_D_high95"] < LOG_D + 0.3
 
 
 def test_lower_limits_mirror_upper_limits() -> None:
@@ -356,10 +357,3 @@ def test_pooled_verdict(difference: np.ndarray, verdict: str, expected: str) -> 
         assert got["shell_thickness_errors"] == pytest.approx(2.0 / np.sqrt(size), rel=0.05)
     else:
         assert np.isnan(got["shell_thickness"])
-
-
-def test_a_thousand_particles_are_pooled_in_seconds() -> None:
-    models, particles = field(1000, 0.2, 0.3, np.random.default_rng(9))
-    start = time.process_time()
-    pool(models, particles)
-    assert time.process_time() - start < 10.0

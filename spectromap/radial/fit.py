@@ -457,7 +457,10 @@ def _row(
     best = point.depth * search.view.radius
     low, high = _interval(outcome, scale)
     initial_error, surface_error = (np.sqrt(scale) * e for e in _bounds(point, data)[1:])
-    shift = _resolution_shift(search, data, context, options.fraction_limits)
+    outline = 2.0 * options.edge_error * context.resolution_nm / (best * np.log(10.0))
+    optical = _resolution_shift(search, data, context, options.fraction_limits)
+    # Neither the resolution nor where outlines are drawn averages out over particles.
+    shift = float(np.hypot(outline, optical))
     count = data.fraction.size
     row: dict[str, Any] = {
         "surface_fraction": point.surface,
@@ -471,8 +474,7 @@ def _row(
         "goodness": outcome.goodness,
         "fit": point.curve,
     }
-    edge_shift = options.edge_error * context.resolution_nm / (best * np.log(10.0))
-    further = float(np.hypot(0.5 * np.hypot(shift, options.shape_error), edge_shift))
+    further = 0.5 * float(np.hypot(shift, options.shape_error))
     low, high = (_widened(best, edge, further) for edge in (low, high))
     if MODELS[search.model].extra:
         row[MODELS[search.model].extra] = search.extra * search.view.radius
@@ -656,7 +658,7 @@ def fit_models(
     distance_noise_nm: float | None = None,
     rim_allowance: float | None = None,
     shape_error: float | None = None,
-    edge_error: float = 0.04,
+    edge_error: float = 0.05,
     thickness_rel_error: float = 0.1,
 ) -> xr.Dataset:
     """Fit radial models to every particle's profile and say which one it follows.
@@ -703,8 +705,8 @@ def fit_models(
         Standard error of a single log10 D, in quadrature, because bodies are not quite what they
         are taken for. Default 0.01, for sections 0.03, for spheres 0.05.
     edge_error : float
-        Standard error of where the outline of a particle lies, in resolutions: an error of the
-        depth that is the same however shallow it is.
+        Standard error of where outlines lie, in resolutions: an error of the depth that is the
+        same however shallow it is, and for all particles.
     thickness_rel_error : float
         Relative error of the thickness scale, for the height at which a section cuts a particle.
 
@@ -717,7 +719,8 @@ def fit_models(
         limits for models of a shell; ``surface_fraction``, ``initial_fraction`` with
         errors; the further parameter of a model that has one, such as ``exchange_length`` [nm];
         ``log10_D_bound``, the Cramer-Rao bound for the errors of the profile alone, and
-        ``log10_D_systematic``, the effect of the resolution's error; ``aicc``, ``bic``, ``chi2``
+        ``log10_D_systematic``, the effect of the errors of resolution and outline, which all
+        particles share; ``aicc``, ``bic``, ``chi2``
         (of the composition, not scaled) and ``goodness``, its probability;
         ``fit`` (particle, model, distance); ``verdict`` (particle): the name of a model,
         "undecided" or "no gradient".

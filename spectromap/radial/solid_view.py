@@ -43,8 +43,6 @@ _CELLS_PER_RESOLUTION = 4.0
 _FEWEST_CELLS, _MOST_CELLS = 2, 4
 #: Bodies of a section that are considered at most.
 _MOST_BODIES = 4
-#: Bodies of so many neighbours are kept until it is their turn; those of more are made again.
-_MOST_WAITING = 16
 #: Thickness profiles of bodies misfit alike in neighbouring bins; so many count as one.
 _ALIKE = 3.0
 #: Margin around a particle, in resolutions: as far as the blur of its neighbours reaches.
@@ -288,7 +286,6 @@ class Field:
         self.cells = int(np.clip(np.ceil(max(self.pixel) / finest), _FEWEST_CELLS, _MOST_CELLS))
         self._found = dict(enumerate(ndimage.find_objects(self.labels), start=1))
         self._shadows: dict[int, Array | None] = {}
-        self._waiting: dict[int, list[Solid]] = {}
         self._in_wings: dict[int, Array] = {}
         self.halo = self._halo()
 
@@ -342,65 +339,62 @@ class Field:
 
     def bodies(self, label: int) -> list[Solid]:
         """What the particle may be: one body, or a section at several heights; none if tiny."""
-        crop = self._crop(label)
-        thickness = self.thickness[crop].astype(float)
-        mine = self.labels[crop] == label
-        thickness[(self.labels[crop] > 0) & ~mine] = np.nan
-        try:
-            if self.context.geometry == "dispersed":
-                return [self._whole(label, thickness, mine)]
-            section = float(self.context.section_nm or 0.0)
-            return section_bodies(*self._given(crop, thickness, mine), section, cells=self.cells)
-        except InputError:  # no pixel of it lies inside of its outline
+        shadow = self._shadow(label)
+        if shadow is None:
             return []
+        thickness = self._own_thickness(label)
+        if self.optics is not None:
+            thickness = thickness - self._beyond(label, shadow)
+        given = self._given(label, thickness)
+        if self.context.geometry == "dispersed":
+            return [whole_body(*given, cells=self.cells)]
+        return section_bodies(*given, float(self.context.section_nm or 0.0), cells=self.cells)
 
     def _shadow(self, label: int) -> Array | None:
-        """Projected thickness of a neighbour on its own crop [nm], None where it has no body."""
+        """Projected thickness [nm] on the particle's own crop at first sight; None if tiny."""
         if label not in self._shadows:
-            found = self.bodies(label)
-            if len(self._waiting) < _MOST_WAITING:
-                self._waiting[label] = found
-            self._shadows[label] = found[0].thickness.astype(np.float32) if found else None
+            given = self._given(label, self._own_thickness(label))
+            try:
+                solid = whole_body(*given, cells=self.cells)
+                self._shadows[label] = solid.thickness.astype(np.float32)
+            except InputError:  # no pixel of it lies inside of its outline
+                self._shadows[label] = None
         return self._shadows[label]
 
-    def _take_bodies(self, label: int) -> list[Solid]:
-        """Bodies of a particle; they are large, so that only its shadow is kept."""
-        self._shadow(label)
-        found = self._waiting.pop(label, None)
-        return self.bodies(label) if found is None else found
+    def _own_thickness(self, label: int) -> Array:
+        """Measured thickness [nm] on the crop of a particle, NaN on its neighbours."""
+        labels = self.labels[self._crop(label)]
+        return np.where((labels > 0) & (labels != label), np.nan, self.thickness[self._crop(label)])
 
-    def _given(self, crop: Crop, thickness: Array, mine: Mask) -> _Given:
+    def _given(self, label: int, thickness: Array) -> _Given:
         """What a body is made from, with the distance negative outside of the particle."""
+        crop = self._crop(label)
         distance = self.distance[crop]
-        edge = np.where(mine, distance, -np.abs(distance))
+        edge = np.where(self.labels[crop] == label, distance, -np.abs(distance))
         return thickness, self.errors[crop], edge, self.pixel, self.context.resolution_nm
 
-    def _whole(self, label: int, thickness: Array, mine: Mask) -> Solid:
-        """Body of a whole particle."""
-        crop = self._crop(label)
-        solid = whole_body(*self._given(crop, thickness, mine), cells=self.cells)
-        if self.optics is None:
-            return solid
-        thickness = thickness - self._beyond(label, solid)
-        return whole_body(*self._given(crop, thickness, mine), cells=self.cells)
-
-    def _beyond(self, label: int, solid: Solid) -> Array:
+    def _beyond(self, label: int, shadow: Array) -> Array:
         """Apparent thickness beyond that of one even attenuation, which bodies are made with.
 
-        Thick samples absorb some energies wholly, and the fit then rests on others.
+        Thick samples absorb some energies wholly, and the fit then rests on others; neighbours
+        and the wings of the point spread function absorb here too.
         """
         crop = self._crop(label)
         size = (crop[0].stop - crop[0].start) * (crop[1].stop - crop[1].start)
         every = self._grid_of(crop, sparse.csr_array((0, size)), np.arange(size))
-        sigma = fwhm_to_sigma(self.context.resolution_nm)
-        whole = solid.thickness.ravel()
         optics = self._optics(crop)
         assert optics is not None
-        core, wings = every.blur(sigma, 1.0 - self.halo.share), None
-        if self.halo.share > 0:
-            wings = self._wings(optics)[:, crop[0], crop[1]].reshape(len(optics.spectra), -1).T
-        uniform = self._level(label) * whole[:, None]
-        full = through_optics(uniform, whole, core, optics, wings, self._taken_for_stray)[1]
+        beside = self._beside(label, every, optics)
+        sigma = fwhm_to_sigma(self.context.resolution_nm)
+        whole = shadow.ravel().astype(float)
+        full = through_optics(
+            self._level(label) * whole[:, None],
+            whole,
+            every.blur(sigma, beside.core),
+            optics,
+            beside.absorbed,
+            beside.stray,
+        )[1]
         alone = blurred_absorption(ATTENUATION_PER_NM * whole[:, None], every.blur(sigma), "stxm")
         simple = -np.log1p(-np.minimum(alone, 1.0 - 1e-6)) / ATTENUATION_PER_NM
         return np.asarray((full - simple).reshape(every.shape))
@@ -484,7 +478,7 @@ class Field:
         cut = self.context.geometry == "lamella"
         found = [
             SolidView(solid, grid, self.context, optics, beside, cut)
-            for solid in self._take_bodies(label)
+            for solid in self.bodies(label)
         ]
         if len(found) < 2:
             return found
