@@ -728,7 +728,7 @@ class _Run(_Setting):
             "models": models,
             "pooled": radial_fit.pool(models, particles, **plan.of("pooled")),
             "heterogeneity": heterogeneity.contrasts(
-                particles, fraction, seed=plan.seed, **plan.of("heterogeneity")
+                particles, fraction, **plan.of("heterogeneity")
             ),
         }
 

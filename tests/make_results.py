@@ -316,18 +316,26 @@ def pooled():
     return xr.Dataset(variables, coords={"particle": ("particle", np.arange(1, 5))})
 
 
+EQUAL = " at equal thickness"
+
+
 def heterogeneity():
-    names = ["outside-inside", "outside-inside at equal thickness", "exterior-interior"]
+    names = ["outside-inside", "exterior-interior"]
+    names = [n + how for n in names for how in ("", EQUAL, EQUAL + ", stratified")]
     numbers = {
-        "difference": [0.052, 0.041, np.nan],
-        "low": [0.021, 0.008, np.nan],
-        "high": [0.083, 0.074, np.nan],
-        "p_value": [0.0008, 0.016, np.nan],
+        "difference": [0.052, 0.041, 0.043, np.nan, np.nan, np.nan],
+        "low": [0.021, 0.008, 0.007, np.nan, np.nan, np.nan],
+        "high": [0.083, 0.074, 0.079, np.nan, np.nan, np.nan],
+        "p_value": [0.0008, 0.016, 0.02, np.nan, np.nan, np.nan],
+        "p_value_holm": [0.0016, 0.032, 0.04, np.nan, np.nan, np.nan],
+        "degrees_of_freedom": [7.1, 6.8, 6.5, np.nan, np.nan, np.nan],
     }
     variables = {k: _array("contrast", np.array(v), "1") for k, v in numbers.items()}
-    variables["count_a"] = ("contrast", np.array([2, 2, 1], np.int32))
-    variables["count_b"] = ("contrast", np.array([2, 2, 1], np.int32))
-    variables["resampled_by"] = ("contrast", np.array(["agglomerate"] * 3, object))
+    for name, count in (("count_a", 2), ("count_b", 2), ("agglomerates", 3)):
+        variables[name] = ("contrast", np.full(6, count, np.int32))
+    variables["resampled_by"] = ("contrast", np.array(["agglomerate"] * 6, object))
+    remarks = [""] * 3 + ["too few particles"] * 3
+    variables["remark"] = ("contrast", np.array(remarks, object))
     return xr.Dataset(variables, coords={"contrast": np.array(names, object)})
 
 

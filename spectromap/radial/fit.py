@@ -43,14 +43,15 @@ SPHERE_ERRORS = {
     "rim_allowance": 0.3,
     "shape_error": 0.05,
 }
-BODY_ERRORS = {
-    "fraction_noise": 0.002,
-    "distance_noise_nm": 0.15,
-    "rim_allowance": 0.1,
-    "shape_error": 0.01,
-}
+BODY_ERRORS = {"fraction_noise": 0.002, "rim_allowance": 0.2, "shape_error": 0.01}
+#: Profiles count as error what the shape of a body makes pixels of a bin differ by, which measured
+#: bodies explain: chi2 then stays below one, and errors are smaller, down to this share of the
+#: variance.
+LEAST_SCALE = 0.4
 #: Of a section the body beyond the cuts was not seen.
-SECTION_SHAPE_ERROR = 0.03
+SECTION_SHAPE_ERROR = 0.02
+#: Outlines of measured bodies are off by this share of the resolution from place to place.
+DISTANCE_NOISE = 0.015
 #: More particles than this are taken as spheres unless bodies are asked for.
 MOST_BODIES = 400
 #: Sides of a pixel may differ by this share for bodies to be made.
@@ -343,6 +344,7 @@ class _Options:
     shape_error: float
     edge_error: float
     thickness_rel_error: float
+    least_scale: float
 
 
 def _false_rim(view: View, data: Profile, context: Context, known: bool) -> tuple[Array, float]:
@@ -434,9 +436,10 @@ def _fit_particle(
     }
     reduced = min(outcome.reduced for outcome in outcomes.values())
     scale = max(1.0, reduced) if np.isfinite(reduced) else 1.0
+    errors_scale = max(options.least_scale, reduced) if np.isfinite(reduced) else 1.0
     rows = {}
     for name, outcome in outcomes.items():
-        rows[name] = _row(outcome, data, context, scale, options)
+        rows[name] = _row(outcome, data, context, errors_scale, options)
         rows[name]["log10_D_bound"] = _bounds(outcome.search.best, measured)[0]
     return rows, _verdict(outcomes, data, uniform, scale, options)
 
@@ -641,6 +644,14 @@ def _field(
     return Field(maps, _bin_width(profiles), context, optics)
 
 
+def _body_errors(context: Context) -> dict[str, float]:
+    """What is not noise for particles whose body is measured."""
+    errors = BODY_ERRORS | {"distance_noise_nm": DISTANCE_NOISE * context.resolution_nm}
+    if context.geometry == "lamella":
+        errors["shape_error"] = SECTION_SHAPE_ERROR
+    return errors
+
+
 def fit_models(
     profiles: xr.Dataset,
     particles: xr.Dataset,
@@ -697,13 +708,14 @@ def fit_models(
         0.002 for measured bodies, 0.005 for spheres.
     distance_noise_nm : float, optional
         Error of a bin's distance [nm] that is added in quadrature, times the slope of the profile:
-        outlines are not quite what they are taken for. Default 0.15 and 0.5.
+        outlines are not quite what they are taken for. Default 0.015 resolutions
+        for measured bodies, 0.5 nm for spheres.
     rim_allowance : float, optional
         Relative error of the false rim that blur of the intensity gives a uniform particle.
-        Default 0.1 and 0.3.
+        Default 0.2 and 0.3.
     shape_error : float, optional
         Standard error of a single log10 D, in quadrature, because bodies are not quite what they
-        are taken for. Default 0.01, for sections 0.03, for spheres 0.05.
+        are taken for. Default 0.01, for sections 0.02, for spheres 0.05.
     edge_error : float
         Standard error of where outlines lie, in resolutions: an error of the depth that is the
         same however shallow it is, and for all particles.
@@ -739,9 +751,9 @@ def fit_models(
     the cut is profiled out, with the misfit of the thickness as its likelihood. Whether there is a
     gradient is judged against a uniform particle seen in the same way, with the chance that many
     depths are tried (R. B. Davies, Biometrika 74, 33 (1987)). Errors are scaled by the root of the
-    reduced chi2 where no model reaches 1 (R. T. Birge, Phys. Rev. 40, 207 (1932)). Limits come from
-    the profile likelihood (rise of the scaled chi2 by one). AICc: C. M. Hurvich and C.-L. Tsai,
-    Biometrika 76, 297 (1989).
+    reduced chi2 (R. T. Birge, Phys. Rev. 40, 207 (1932)), for spheres only upwards. Limits come
+    from the profile likelihood (rise of the scaled chi2 by one). AICc: C. M. Hurvich and
+    C.-L. Tsai, Biometrika 76, 297 (1989).
     """
     fraction = context.fraction
     _check(profiles, particles, fraction, models)
@@ -759,9 +771,7 @@ def fit_models(
     radii = np.full(outlines.size, np.nan)
     radii[used] = sphere_radii(outlines[used], context, optics, typical)
     field = _field(maps, profiles, context, optics, shape, int(used.sum()))
-    usual = SPHERE_ERRORS if field is None else BODY_ERRORS
-    if field is not None and context.geometry == "lamella":
-        usual = usual | {"shape_error": SECTION_SHAPE_ERROR}
+    usual = SPHERE_ERRORS if field is None else _body_errors(context)
     given = {
         "fraction_noise": fraction_noise,
         "distance_noise_nm": distance_noise_nm,
@@ -776,6 +786,7 @@ def fit_models(
         fraction_limits=fraction_limits,
         edge_error=edge_error,
         thickness_rel_error=thickness_rel_error,
+        least_scale=1.0 if field is None else LEAST_SCALE,
         **{name: usual[name] if value is None else value for name, value in given.items()},
     )
     for row in track([int(i) for i in np.flatnonzero(used)]):
