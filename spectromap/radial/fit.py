@@ -43,13 +43,13 @@ SPHERE_ERRORS = {
     "rim_allowance": 0.3,
     "shape_error": 0.05,
 }
-BODY_ERRORS = {"fraction_noise": 0.002, "rim_allowance": 0.2, "shape_error": 0.01}
+BODY_ERRORS = {"fraction_noise": 0.002, "rim_allowance": 0.2, "shape_error": 0.015}
 #: Profiles count as error what the shape of a body makes pixels of a bin differ by, which measured
 #: bodies explain: chi2 then stays below one, and errors are smaller, down to this share of the
 #: variance.
-LEAST_SCALE = 0.4
+LEAST_SCALE = 0.5
 #: Of a section the body beyond the cuts was not seen.
-SECTION_SHAPE_ERROR = 0.02
+SECTION_SHAPE_ERROR = 0.035
 #: Outlines of measured bodies are off by this share of the resolution from place to place.
 DISTANCE_NOISE = 0.015
 #: More particles than this are taken as spheres unless bodies are asked for.
@@ -439,7 +439,7 @@ def _fit_particle(
     errors_scale = max(options.least_scale, reduced) if np.isfinite(reduced) else 1.0
     rows = {}
     for name, outcome in outcomes.items():
-        rows[name] = _row(outcome, data, context, errors_scale, options)
+        rows[name] = _row(outcome, data, context, (scale, errors_scale), options)
         rows[name]["log10_D_bound"] = _bounds(outcome.search.best, measured)[0]
     return rows, _verdict(outcomes, data, uniform, scale, options)
 
@@ -453,13 +453,21 @@ def _widened(best: float, edge: float, error: float) -> float:
 
 
 def _row(
-    outcome: _Outcome, data: Profile, context: Context, scale: float, options: _Options
+    outcome: _Outcome,
+    data: Profile,
+    context: Context,
+    scales: tuple[float, float],
+    options: _Options,
 ) -> dict[str, Any]:
-    """Everything the result says about one model of one particle."""
+    """Everything the result says about one model of one particle.
+
+    `scales` divide chi2 for the comparison of models and for errors.
+    """
     search, point = outcome.search, outcome.search.best
     best = point.depth * search.view.radius
-    low, high = _interval(outcome, scale)
-    initial_error, surface_error = (np.sqrt(scale) * e for e in _bounds(point, data)[1:])
+    scale, errors_scale = scales
+    low, high = _interval(outcome, errors_scale)
+    initial_error, surface_error = (np.sqrt(errors_scale) * e for e in _bounds(point, data)[1:])
     outline = 2.0 * options.edge_error * context.resolution_nm / (best * np.log(10.0))
     optical = _resolution_shift(search, data, context, options.fraction_limits)
     # Neither the resolution nor where outlines are drawn averages out over particles.
@@ -715,7 +723,7 @@ def fit_models(
         Default 0.2 and 0.3.
     shape_error : float, optional
         Standard error of a single log10 D, in quadrature, because bodies are not quite what they
-        are taken for. Default 0.01, for sections 0.02, for spheres 0.05.
+        are taken for. Default 0.015, for sections 0.035, for spheres 0.05.
     edge_error : float
         Standard error of where outlines lie, in resolutions: an error of the depth that is the
         same however shallow it is, and for all particles.
