@@ -50,6 +50,8 @@ Mask = NDArray[np.bool_]
 #: told.
 DEFAULT_RESOLUTION_PX = 2.0
 GIVEN_RESOLUTION_ERROR, UNKNOWN_RESOLUTION_ERROR = 0.1, 0.4
+#: The middle of a larger picture says as much about the resolution, in less memory.
+MOST_RESOLUTION_PX = 2048
 #: Mean OD of the pixels whose spectra are averaged, at least, and OD at the highest peak, at most.
 MEAN_SPECTRUM_OD = (0.1, 3.0)
 #: Highest peak of a spectrum over its mean, where no references tell it.
@@ -356,8 +358,9 @@ class _Run(_Setting):
     def find_resolution(self, spectra: xr.Dataset) -> None:
         """Estimate the resolution where it is not given, and say so in the spectra."""
         if self.sharpest is not None:
+            picture = _middle(self.sharpest, MOST_RESOLUTION_PX)
             found = resolution.estimate_resolution(
-                self.sharpest["mean_transmission"], self.sharpest["mean_transmission_errors"]
+                picture["mean_transmission"], picture["mean_transmission_errors"]
             )
             if found.limit or not np.isfinite(found.fwhm_nm):
                 self.resolution = float(np.nanmin([found.fwhm_nm, self.resolution]))
@@ -752,6 +755,12 @@ class _Run(_Setting):
             max_od=np.inf if max_od is None else max_od,
             offset=fit.get("baseline", "constant") != "none",
         )
+
+
+def _middle(maps: xr.Dataset, most: int) -> xr.Dataset:
+    """The middle of maps, of at most so many pixels a side."""
+    starts = {axis: max(maps.sizes[axis] - most, 0) // 2 for axis in ("y", "x")}
+    return maps.isel({axis: slice(start, start + most) for axis, start in starts.items()})
 
 
 def _region_mask(region: tuple[int, int, int, int], stack: xr.DataArray, where: str) -> Mask:

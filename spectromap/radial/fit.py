@@ -817,7 +817,7 @@ def fit_models(
     result.attrs |= {
         "delithiated_time_rel_error": context.delithiated_time_rel_error,
         "shape": "sphere" if field is None else "measured",
-        "wings_share": halo.share,
+        "wings_share": halo.share / (1.0 + halo.share),  # of all the light
         "wings_fwhm_nm": halo.fwhm_nm if halo.share > 0 else np.nan,
     }
     return result
