@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -21,7 +21,7 @@ import xarray as xr
 
 from spectromap import __version__
 from spectromap._streaming import IN_MEMORY_BYTES, SLAB_BYTES
-from spectromap.config import STAGES, parse_run, resolve_paths, to_yaml
+from spectromap.config import STAGES, describe_scan, parse_run, resolve_paths, to_yaml
 from spectromap.io import open_stack, read_spectrum
 from spectromap.io._yaml import parse_yaml
 from spectromap.io.manifest import dataset_run, fetch
@@ -80,8 +80,9 @@ def run(
     started = _now()
     with result_lock(folder), _heard() as warnings:
         stack, plan = load_stack(description), load_plan(description)
-        _check_place(plan.labels, stack)
-        tree = analyze(stack, plan, scratch=folder, progress=progress)
+        _check_places(plan, stack)
+        scans = {name: (load_stack(d), load_plan(d)) for name, d in _scans(description).items()}
+        tree = analyze(stack, plan, scans=scans, scratch=folder, progress=progress)
         process = _provenance(description, command, started, warnings)
         tree["/entry/process"] = xr.DataTree(xr.Dataset(attrs=process))
         result = folder / RESULT_NAME
@@ -89,6 +90,11 @@ def run(
         write_tables(tree, folder)
         write_report(tree, folder / REPORT_NAME)
     return result
+
+
+def _scans(description: Any) -> dict[str, Any]:
+    """Run descriptions of the further scans, by name."""
+    return {name: describe_scan(description, name) for name in description.scans}
 
 
 def load_stack(description: Any) -> xr.DataArray:
@@ -126,8 +132,9 @@ def load_plan(description: Any) -> Plan:
         align_reference=None if shifts.reference is None else open_stack(shifts.reference),
         scales={name: r.scale for name, r in description.references.items()},
         fwhm_eV={n: r.fwhm_eV for n, r in description.references.items() if r.fwhm_eV is not None},
-        labels=_labels(description.labels),
-        options={name: getattr(description, name).model_dump() for name in STAGES},
+        labels=_labels(description.labels, "labels"),
+        agglomerates=_labels(description.agglomerate_labels, "agglomerate_labels"),
+        options={name: dict(getattr(description, name)) for name in STAGES},
         seed=description.seed,
     )
     spectra = {n: _reference(n, r, plan) for n, r in description.references.items()}
@@ -182,6 +189,16 @@ def check(description: Any) -> xr.DataArray:
     FileError, InputError
         With every mistake found, each on a line.
     """
+    stack, problems = _examine(description)
+    for name, scan in _scans(description).items():
+        problems += [f"scans.{name}: {problem}" for problem in _examine(scan)[1]]
+    if problems or stack is None:
+        raise InputError("".join(f"\n  - {p}" for p in problems), where="this run cannot work")
+    return stack
+
+
+def _examine(description: Any) -> tuple[xr.DataArray | None, list[str]]:
+    """The lazy stack of a description, if it opens, and all that is wrong."""
     problems: list[str] = []
     stack: xr.DataArray | None = None
     plan: Plan | None = None
@@ -196,12 +213,10 @@ def check(description: Any) -> xr.DataArray:
     if stack is not None and plan is not None:
         problems += misfits(stack, plan)
         try:
-            _check_place(plan.labels, stack)
+            _check_places(plan, stack)
         except InputError as error:
             problems.append(str(error))
-    if problems or stack is None:
-        raise InputError("".join(f"\n  - {p}" for p in problems), where="this run cannot work")
-    return stack
+    return stack, problems
 
 
 def memory_report(stack: xr.DataArray) -> str:
@@ -237,21 +252,27 @@ def _fraction(description: Any) -> str:
     return str(names[-1]) if names else ""
 
 
-def _labels(path: str | None) -> Any:
-    """Particle labels from an image or, with their axes, from an earlier result."""
+def _labels(path: str | None, key: Literal["labels", "agglomerate_labels"]) -> Any:
+    """Particles or agglomerates from an image or, with their axes, from an earlier result."""
     if path is None:
         return None
-    _must_exist(path, "labels")
+    _must_exist(path, key)
     if not h5py.is_hdf5(path):
         return read_labels(path)
+    name = {"labels": "particle_label", "agglomerate_labels": "agglomerate_label"}[key]
     try:
-        return read_result(path)["/entry/maps/particle_label"]
+        return read_result(path)[f"/entry/maps/{name}"]
     except KeyError as error:
-        raise InputError("the result holds no particle labels", where=path) from error
+        raise InputError(f"the result holds no {name}", where=path) from error
 
 
-def _check_place(labels: Any, stack: xr.DataArray) -> None:
+def _check_places(plan: Plan, stack: xr.DataArray) -> None:
     """Refuse labels that an earlier result drew elsewhere than where the frames lie."""
+    _check_place(plan.labels, stack, "labels")
+    _check_place(plan.agglomerates, stack, "agglomerate_labels")
+
+
+def _check_place(labels: Any, stack: xr.DataArray, key: str) -> None:
     if not isinstance(labels, xr.DataArray) or labels.shape != stack.shape[1:]:
         return  # images carry no place, and another shape is refused where labels are used
     for axis in ("y", "x"):
@@ -261,7 +282,7 @@ def _check_place(labels: Any, stack: xr.DataArray) -> None:
             raise InputError(
                 f"they lie at {axis} from {drawn[0]:.6g} to {drawn[-1]:.6g} nm, the frames of the"
                 f" stack from {here[0]:.6g} to {here[-1]:.6g} nm",
-                where="labels",
+                where=key,
                 remedy="Use the result of the same field; labels from a TIFF are taken pixel by"
                 " pixel, wherever they were drawn.",
             )
@@ -335,17 +356,16 @@ def _provenance(
     description: Any, command: str, started: str, warnings: list[str]
 ) -> dict[str, str | int]:
     """Attributes of the ``process`` group: enough to replay the run."""
-    i0, shifts = description.i0, description.shifts
-    files = [i0.mask, i0.spectrum, shifts.file, shifts.mask, shifts.reference, description.labels]
-    files += [reference.file for reference in description.references.values()]
-    hashes = {path: _sha256(Path(path)) for path in files if path is not None}
+    parts = [description, *_scans(description).values()]
+    files = [path for part in parts for path in _files_beside(part)]
+    stacks = [path for part in parts for path in _stack_files(part.stack)]
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {
         "program": "spectromap",
         "version": __version__,
         "configuration": to_yaml(description),
-        "input_sha256": json.dumps({str(p): _sha256(p) for p in _stack_files(description.stack)}),
-        "reference_sha256": json.dumps(hashes),
+        "input_sha256": json.dumps({str(p): _sha256(p) for p in stacks}),
+        "reference_sha256": json.dumps({path: _sha256(Path(path)) for path in files}),
         "seed": int(description.seed),
         "warnings": json.dumps(warnings),
         "start_time": started,
@@ -354,6 +374,15 @@ def _provenance(
         "packages": json.dumps(versions),
         "command": command,
     }
+
+
+def _files_beside(description: Any) -> list[str]:
+    """Every file that a description names beside the stack."""
+    i0, shifts = description.i0, description.shifts
+    files = [i0.mask, i0.spectrum, shifts.file, shifts.mask, shifts.reference]
+    files += [description.labels, description.agglomerate_labels]
+    files += [reference.file for reference in description.references.values()]
+    return [path for path in files if path is not None]
 
 
 def _stack_files(stack: str | list[str]) -> list[Path]:

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from spectromap import align, calibrate, heterogeneity, profiles, segment, unmix
+from spectromap import align, calibrate, heterogeneity, oxygen, profiles, segment, unmix
 from spectromap.io._yaml import load_yaml, mistakes
 from spectromap.radial import fit as radial_fit
 from spectromap.schema import SCHEMA_VERSION, InputError, Instrument, Sample
@@ -43,12 +43,18 @@ STAGES: dict[str, Callable[..., Any]] = {
     "profiles": profiles.radial_profiles,
     "models": radial_fit.fit_models,
     "pooled": radial_fit.pool,
-    "heterogeneity": heterogeneity.contrasts,
+    "heterogeneity": heterogeneity.statistics,
+    "oxygen": oxygen.oxygen_balance,
 }
 
 
+#: Stages that every further scan goes through by itself.
+SCAN_STAGES = ("align", "energy", "stray", "fit")
+#: What a further scan does not take over from the run: it is about the pixels of one file.
+_OWN_TO_A_STACK = ("stack", "i0", "shifts", "scans", "labels", "agglomerate_labels")
+
 #: Keys of the run description whose values are paths.
-PATH_KEYS = ("stack", "file", "mask", "spectrum", "labels", "reference")
+PATH_KEYS = ("stack", "file", "mask", "spectrum", "labels", "agglomerate_labels", "reference")
 
 
 class _Section(BaseModel):
@@ -156,14 +162,12 @@ _STAGE_FIELDS: dict[str, Any] = {
 }
 
 
-class _Run(_Section):
-    """Everything a run needs beyond the numbers in the stack."""
+class _Described(_Section):
+    """What is said of a stack: where it is, how it was recorded, and what it is made of."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION  # type: ignore[assignment]
     technique: Literal["stxm", "ptychography"] | None = None
     stack: str | list[str]
     edge: str | None = None
-    sample: SampleSection = Field(default_factory=SampleSection)  # type: ignore[valid-type]
     instrument: InstrumentSection = Field(  # type: ignore[valid-type]
         default_factory=InstrumentSection
     )
@@ -171,11 +175,9 @@ class _Run(_Section):
     shifts: Shifts = Field(default_factory=Shifts)
     references: dict[str, Reference] = Field(default_factory=dict)
     fraction: str | None = None
-    labels: str | None = None
-    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _consistent(self) -> _Run:
+    def _consistent(self) -> _Described:
         if self.references and not 2 <= len(self.references) <= 4:
             raise ValueError("references: give two to four of them")
         if self.fraction is not None and self.fraction not in self.references:
@@ -186,6 +188,43 @@ class _Run(_Section):
         bad = [name for name in self.references if not name.isidentifier()]
         if bad:
             raise ValueError(f"references: {bad} cannot name a component; use letters and digits")
+        return self
+
+
+Scan = create_model(
+    "Scan",
+    __base__=_Described,
+    __doc__="A further scan of the same field; what it does not say is as in the run.",
+    **{name: _STAGE_FIELDS[name] for name in SCAN_STAGES},
+)
+
+
+class _Run(_Described):
+    """Everything a run needs beyond the numbers in the stack."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION  # type: ignore[assignment]
+    sample: SampleSection = Field(default_factory=SampleSection)  # type: ignore[valid-type]
+    scans: dict[str, Scan] = Field(default_factory=dict)  # type: ignore[valid-type]
+    labels: str | None = None
+    agglomerate_labels: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _scans_apart(self) -> _Run:
+        bad = [name for name in self.scans if not name.isidentifier()]
+        if bad:
+            raise ValueError(f"scans: {bad} cannot name a scan; use letters, digits and _")
+        if self.scans and not self.references:
+            raise ValueError("scans: without references there are no maps to lay them on")
+        owner = dict.fromkeys(self.references, "the run")
+        for name, scan in self.scans.items():
+            for component in scan.references:  # type: ignore[attr-defined]
+                if component in owner:
+                    raise ValueError(
+                        f"scans.{name}: the component '{component}' is that of {owner[component]}"
+                        " too; call it something else, or leave out the references of a repeat"
+                    )
+                owner[component] = name
         return self
 
 
@@ -219,6 +258,32 @@ def parse_run(content: Mapping[str, Any], where: object = "run description") -> 
         raise InputError(
             f"{count} in the run description:{mistakes(error.errors())}", where=where
         ) from None
+
+
+def describe_scan(run: Any, name: str) -> Any:
+    """The run description of a further scan alone.
+
+    Parameters
+    ----------
+    run : Run
+        A run description with the scan in its ``scans``.
+    name : str
+        Name of the scan.
+
+    Returns
+    -------
+    Run
+        What the scan says, and what the run says where the scan says nothing; references and the
+        mapped fraction go together. A scan without references is a repeat.
+    """
+    own = run.scans[name].model_dump(exclude_unset=True)
+    content = run.model_dump(exclude=set(_OWN_TO_A_STACK))
+    if own.get("references"):
+        content |= {"fraction": None, "edge": None}
+    for key, value in own.items():
+        merge = isinstance(value, dict) and key not in ("references", "i0", "shifts")
+        content[key] = {**content[key], **value} if merge else value
+    return parse_run(content, f"scans.{name}")
 
 
 def resolve_paths(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -272,6 +337,13 @@ def load_run(path: str | os.PathLike[str], **overrides: Any) -> Any:
 
 
 def to_yaml(run: Any) -> str:
-    """The whole run description, defaults included, as YAML text."""
-    text: str = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The whole run description, defaults included, as YAML text.
+
+    Further scans are written as they were given: what they leave out they take over from the run.
+    """
+    content = run.model_dump(mode="json")
+    content["scans"] = {
+        name: scan.model_dump(mode="json", exclude_unset=True) for name, scan in run.scans.items()
+    }
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return text

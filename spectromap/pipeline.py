@@ -19,11 +19,15 @@ from spectromap import (
     calibrate,
     explore,
     heterogeneity,
+    oxygen,
     profiles,
     references,
     resolution,
     segment,
     unmix,
+)
+from spectromap import (
+    scans as field_scans,
 )
 from spectromap._overview import Overview
 from spectromap._streaming import Frames, MapStore, binned, progress_bar
@@ -104,9 +108,12 @@ class Plan:
         Scale rule and energy resolution of single references.
     labels : ndarray of int or DataArray, optional
         Hand-corrected particle labels, on the pixel grid of the result.
+    agglomerates : ndarray of int or DataArray, optional
+        Agglomerates drawn by hand, on the same grid.
     options : mapping
         Options of the stages: ``align``, ``energy``, ``stray``, ``fit``, ``segment``,
-        ``agglomerates``, ``particles``, ``profiles``, ``models``, ``pooled``, ``heterogeneity``.
+        ``agglomerates``, ``particles``, ``profiles``, ``models``, ``pooled``, ``heterogeneity``,
+        ``oxygen``.
     seed : int
         Seed of every random step.
     """
@@ -126,6 +133,7 @@ class Plan:
     scales: Mapping[str, references.Scale] = field(default_factory=dict)
     fwhm_eV: Mapping[str, float] = field(default_factory=dict)
     labels: NDArray[np.integer[Any]] | xr.DataArray | None = None
+    agglomerates: NDArray[np.integer[Any]] | xr.DataArray | None = None
     options: Options = field(default_factory=dict)
     seed: int = 0
 
@@ -138,6 +146,7 @@ def analyze(
     stack: xr.DataArray,
     plan: Plan,
     *,
+    scans: Mapping[str, tuple[xr.DataArray, Plan]] | None = None,
     scratch: str | Path | None = None,
     progress: bool = False,
 ) -> xr.DataTree:
@@ -149,6 +158,9 @@ def analyze(
         As `spectromap.open_stack` returns it; lazy stacks are read once.
     plan : Plan
         References and options.
+    scans : mapping of name to (DataArray, Plan), optional
+        Further scans of the same field, at other edges or once more at the same one. Their maps
+        come to lie on the grid of the first.
     scratch : path, optional
         Folder for the uncompressed copy of a stack that does not fit in memory.
     progress : bool
@@ -157,30 +169,45 @@ def analyze(
     Returns
     -------
     DataTree
-        The result, with the groups and names of ``spectromap.schema.RESULT_GROUPS``.
+        The result, with the groups and names of ``spectromap.schema.RESULT_GROUPS``, and
+        ``maps_<name>`` and ``spectra_<name>`` of every further scan.
 
     Raises
     ------
     InputError
-        References, masks or labels that do not belong to the stack.
+        References, masks or labels that do not belong to the stack, or a scan of another field.
     """
-    check_stack(stack)
+    for one in (stack, *(other for other, _ in (scans or {}).values())):
+        check_stack(one)
     with threadpool_limits(1):
-        frames = Frames.read(stack, plan.instrument.dark_counts, scratch, progress)
-        run = _Run(frames, plan, scratch, progress)
-        shifts = run.register()
-        i0 = run.open_area(shifts)
-        if not plan.spectra:
-            return _tree(run.without_references(shifts, i0), stack, plan)
-        spectra, components = run.calibrate(shifts, i0)
-        run.find_stray(spectra, shifts, i0, components)
-        maps = run.map_composition(shifts, i0, spectra, components)
-        spectra = run.describe(spectra, maps, components)
-        run.find_resolution(spectra)
-        run.carry_phase(stack, shifts, spectra, maps)
-        groups = {"shifts": shifts, "spectra": spectra, "maps": maps}
-        groups |= run.find_particles(maps, spectra, components)
+        run, groups, components = _map_stack(stack, plan, scratch, progress)
+        if components is not None:
+            groups |= run.find_particles(groups["maps"], groups["spectra"], components)
+            for name, (other, its_plan) in (scans or {}).items():
+                LOG.info("scan '%s'", name)
+                its_run, found, _ = _map_stack(other, its_plan, scratch, progress)
+                groups |= run.add_scan(name, groups, its_run, found)
     return _tree(groups, stack, plan)
+
+
+def _map_stack(
+    stack: xr.DataArray, plan: Plan, scratch: str | Path | None, progress: bool
+) -> tuple[_Run, Groups, xr.Dataset | None]:
+    """Shifts, spectra and maps of one stack, and its references; None where it has none."""
+    frames = Frames.read(stack, plan.instrument.dark_counts, scratch, progress)
+    run = _Run(frames, plan, scratch, progress)
+    shifts = run.register()
+    i0 = run.open_area(shifts)
+    if not plan.spectra:
+        return run, run.without_references(shifts, i0), None
+    spectra, components = run.calibrate(shifts, i0)
+    run.find_stray(spectra, shifts, i0, components)
+    maps = run.map_composition(shifts, i0, spectra, components)
+    spectra = run.describe(spectra, maps, components)
+    run.find_resolution(spectra)
+    run.carry_phase(stack, shifts, spectra, maps)
+    run.find_dose(spectra, maps)
+    return run, {"shifts": shifts, "spectra": spectra, "maps": maps}, components
 
 
 def reference_of_region(
@@ -270,8 +297,12 @@ def misfits(stack: xr.DataArray, plan: Plan) -> list[str]:
         trials.append(run.reference_set)
     if plan.i0_region is not None or plan.i0_mask is not None:
         trials.append(run.given_area)
-    if plan.labels is not None and plan.labels.shape != stack.shape[1:]:
-        found.append(f"labels: shape {plan.labels.shape}, but the frames are {stack.shape[1:]}")
+    states = run.oxygen_states()
+    if states is not None and plan.sample.state == "discharged":
+        trials.append(partial(run.oxygen_of, oxygen.Measured(0.0), states))
+    for where, drawn in (("labels", plan.labels), ("agglomerate_labels", plan.agglomerates)):
+        if drawn is not None and drawn.shape != stack.shape[1:]:
+            found.append(f"{where}: shape {drawn.shape}, but the frames are {stack.shape[1:]}")
     for trial in trials:
         try:
             trial()
@@ -320,6 +351,24 @@ class _Setting:
             energy_shift=shift,
             energy_scale=scale,
             extra_broadening_eV=broadening_eV,
+        )
+
+    def oxygen_states(self) -> tuple[float, float] | None:
+        """States of the mapped metal at fractions 0 and 1, if the oxygen can be balanced."""
+        formula, fraction = self.plan.sample.formula, self.plan.fraction
+        valence = {n: s.attrs["valence"] for n, s in self.normal.items() if "valence" in s.attrs}
+        if formula is None or self.edge is None or self.edge.element == "O":
+            return None
+        if len(self.normal) != 2 or len(valence) != 2:
+            return None
+        other = next(name for name in valence if name != fraction)
+        return float(valence[other]), float(valence[fraction])
+
+    def oxygen_of(self, mean: oxygen.Measured, states: tuple[float, float]) -> xr.Dataset:
+        """Oxygen balance for a mean fraction."""
+        sample, element = self.plan.sample, self.edge.element if self.edge else ""
+        return oxygen.oxygen_balance(
+            mean, sample.formula or "", states, sample.state, element, **self.plan.of("oxygen")
         )
 
     def given_area(self) -> Mask | None:
@@ -670,6 +719,14 @@ class _Run(_Setting):
         text = "mean phase of the pixels of the mean spectrum"
         spectra["mean_phase"] = ("energy", mean, {"units": "rad", "long_name": text})
 
+    def find_dose(self, spectra: xr.Dataset, maps: xr.Dataset) -> None:
+        """Add the dose of the scan to the maps, where counts and the density say it."""
+        density = self.plan.sample.density_g_cm3
+        if self.quantity == "counts" and density and maps["thickness"].attrs["units"] == "nm":
+            maps["dose"] = field_scans.dose_map(
+                maps, spectra, density, detector_efficiency=self.plan.instrument.detector_efficiency
+            )
+
     def describe(self, spectra: xr.Dataset, maps: xr.Dataset, components: xr.Dataset) -> xr.Dataset:
         """The spectra group: I0, mean spectrum and its fit, references as used."""
         od, errors = spectra["mean_od"].values, spectra["mean_od_errors"].values
@@ -701,7 +758,11 @@ class _Run(_Setting):
                 maps["thickness"], maps["thickness_errors"], self.resolution, **plan.of("segment")
             )
         maps["particle_label"] = labels
-        maps["agglomerate_label"] = segment.group_agglomerates(labels, **plan.of("agglomerates"))
+        if plan.agglomerates is None:
+            groups = segment.group_agglomerates(labels, **plan.of("agglomerates"))
+        else:
+            groups = segment.given_agglomerates(labels, plan.agglomerates)
+        maps["agglomerate_label"] = groups
         maps["edge_distance"] = segment.edge_distance(
             labels,
             maps["thickness"],
@@ -730,10 +791,78 @@ class _Run(_Setting):
             "profiles": found,
             "models": models,
             "pooled": radial_fit.pool(models, particles, **plan.of("pooled")),
-            "heterogeneity": heterogeneity.contrasts(
-                particles, fraction, **plan.of("heterogeneity")
+            "heterogeneity": heterogeneity.statistics(
+                particles,
+                fraction,
+                maps,
+                self.resolution,
+                seed=plan.seed,
+                **plan.of("heterogeneity"),
             ),
-        }
+        } | self.balance_oxygen(particles, maps)
+
+    def balance_oxygen(self, particles: xr.Dataset, maps: xr.Dataset) -> Groups:
+        """Lost oxygen, where composition and valences are known and the sample counts it."""
+        plan, states = self.plan, self.oxygen_states()
+        if states is None or not particles.sizes["particle"]:
+            return {}
+        if plan.sample.state == "charged":
+            LOG.warning("oxygen: the sample is charged, so its composition does not count oxygen")
+            return {}
+        try:
+            measured = oxygen.mean_fraction(particles, plan.fraction, maps)
+            return {"oxygen": self.oxygen_of(measured, states)}
+        except InputError as error:  # all else of the run stands
+            LOG.warning("oxygen: no balance: %s", error)
+            return {}
+
+    def add_scan(self, name: str, groups: Groups, other: _Run, found: Groups) -> Groups:
+        """Lay the maps of a further scan on the grid of this one, and compare them.
+
+        What the particles are made of at another edge goes into their table.
+        """
+        maps, fraction = groups["maps"], other.plan.fraction
+        try:
+            place = field_scans.register_scan(
+                maps, found["maps"], self.resolution, other.resolution
+            )
+        except InputError as error:  # what was found without it stands
+            LOG.warning("scans.%s: left out: %s", name, error)
+            return {}
+        moved = field_scans.on_grid(found["maps"], maps, place)
+        moved.attrs |= {"fraction": fraction, "edge": other.edge.name if other.edge else ""}
+        for axis in ("y", "x"):
+            LOG.info(
+                "offset in %s: %.4g +- %.2g nm",
+                axis, float(place[f"offset_{axis}"]), float(place[f"offset_{axis}_errors"]),
+            )  # fmt: skip
+        added = {f"maps_{name}": moved, f"spectra_{name}": found["spectra"]}
+        if "particles" not in groups or not groups["particles"].sizes["particle"]:
+            return added
+        if fraction == self.plan.fraction:
+            return added | self._add_repeat(name, groups, moved)
+        return added | {"particles": self._with_fraction(groups, other, moved)}
+
+    def _with_fraction(self, groups: Groups, other: _Run, moved: xr.Dataset) -> xr.Dataset:
+        """The particle table with the composition at another edge."""
+        fraction, maps = other.plan.fraction, groups["maps"]
+        both = moved.assign(particle_label=maps["particle_label"])
+        both["edge_distance"] = maps["edge_distance"]
+        sample = self.plan.sample
+        table = segment.particle_table(
+            both, fraction, other.resolution, sample.geometry, sample.section_nm
+        )
+        names = [f"{fraction}_fraction", f"{fraction}_fraction_errors"]
+        return groups["particles"].assign({name: table[name] for name in names})
+
+    def _add_repeat(self, name: str, groups: Groups, moved: xr.Dataset) -> Groups:
+        """The comparison with a repeat, beside those of other repeats."""
+        maps = groups["maps"]
+        compared = field_scans.compare_repeats(
+            maps, moved, self.plan.fraction, self.resolution, (maps.get("dose"), moved.get("dose"))
+        ).expand_dims(scan=[name])
+        done = [groups["repeats"]] if "repeats" in groups else []
+        return {"repeats": xr.concat([*done, compared], "scan", join="outer")}
 
     def _context(self, spectra: xr.Dataset, components: xr.Dataset) -> radial_fit.Context:
         """What the radial models need to know of the sample and the instrument."""
@@ -810,7 +939,10 @@ def _mean_of_groups(
 def _tree(groups: Mapping[str, xr.Dataset], stack: xr.DataArray, plan: Plan) -> xr.DataTree:
     """The result tree."""
     tree = xr.DataTree.from_dict({f"/entry/{name}": group for name, group in groups.items()})
-    tree["entry"].attrs = {
+    state: dict[str, Any] = {"sample_state": plan.sample.state}
+    if plan.sample.cycles is not None:
+        state["cycles"] = plan.sample.cycles
+    tree["entry"].attrs = state | {
         "schema_version": SCHEMA_VERSION,
         "title": str(stack.attrs.get("title", Path(str(stack.attrs.get("source_file", ""))).stem)),
         "default": "maps",

@@ -52,6 +52,7 @@ RESULT_GROUPS = (
     "models",
     "pooled",
     "heterogeneity",
+    "oxygen",
     "process",
 )
 
@@ -95,6 +96,10 @@ class Sample:
         Time spent delithiated in s; turns the measured D t into D.
     delithiated_time_rel_error : float
         Relative standard error of that time.
+    state : {"discharged", "charged"}
+        State of charge; reduced metal counts lost oxygen in a discharged sample only.
+    cycles : float, optional
+        Number of cycles; 0 is the pristine material.
     """
 
     geometry: Literal["dispersed", "lamella"] = "dispersed"
@@ -103,6 +108,8 @@ class Sample:
     density_g_cm3: float | None = None
     delithiated_time_s: float | None = None
     delithiated_time_rel_error: float = 0.0
+    state: Literal["discharged", "charged"] = "discharged"
+    cycles: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,15 @@ class Instrument:
         Energy resolution at which the stack was recorded, FWHM in eV.
     stray_fraction : float
         Fraction of the open-area light that the sample cannot absorb.
+    detector_efficiency : float
+        Share of the photons behind the sample that are counted; with 1 the dose is a lower bound.
     """
 
     resolution_nm: float | None = None
     dark_counts: float = 0.0
     spectral_fwhm_eV: float | None = None
     stray_fraction: float = 0.0
+    detector_efficiency: float = 1.0
 
 
 class SpectromapError(Exception):

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import xarray as xr
 
+from spectromap.heterogeneity import statistics
+from spectromap.oxygen import Measured, oxygen_balance
 from spectromap.schema import FLAGS, SCHEMA_VERSION
 
 PIXEL_NM = 12.5
@@ -316,27 +318,45 @@ def pooled():
     return xr.Dataset(variables, coords={"particle": ("particle", np.arange(1, 5))})
 
 
-EQUAL = " at equal thickness"
-
-
-def heterogeneity():
-    names = ["outside-inside", "exterior-interior"]
-    names = [n + how for n in names for how in ("", EQUAL, EQUAL + ", stratified")]
-    numbers = {
-        "difference": [0.052, 0.041, 0.043, np.nan, np.nan, np.nan],
-        "low": [0.021, 0.008, 0.007, np.nan, np.nan, np.nan],
-        "high": [0.083, 0.074, 0.079, np.nan, np.nan, np.nan],
-        "p_value": [0.0008, 0.016, 0.02, np.nan, np.nan, np.nan],
-        "p_value_holm": [0.0016, 0.032, 0.04, np.nan, np.nan, np.nan],
-        "degrees_of_freedom": [7.1, 6.8, 6.5, np.nan, np.nan, np.nan],
+def electrode_table(agglomerates=4, primaries=12, loose=14, seed=0):
+    """Particles of a larger field: loose ones, and agglomerates with less inside."""
+    rng = np.random.default_rng([seed, 5])
+    inside = agglomerates * primaries
+    number = np.concatenate([np.zeros(loose), np.repeat(1 + np.arange(agglomerates), primaries)])
+    depth = np.concatenate([np.full(loose, np.nan), rng.uniform(50, 1500, inside)])
+    place = np.where(number == 0, "outside", np.where(depth < 500, "exterior", "interior"))
+    thickness = rng.uniform(50, 90, number.size)
+    fraction = 0.3 - 0.001 * thickness + 0.01 * rng.normal(size=number.size)
+    fraction -= np.where(number > 0, 0.04 + 2e-5 * np.nan_to_num(depth), 0.0)
+    radius = rng.uniform(140, 200, number.size)
+    variables = {
+        "area": _array("particle", np.pi * radius**2, "nm2"),
+        "radius": _array("particle", radius, "nm"),
+        "thickness": _array("particle", thickness, "nm"),
+        "thickness_errors": _array("particle", np.full(number.size, 0.8), "nm"),
+        "mn3_fraction": _array("particle", fraction, "1"),
+        "mn3_fraction_errors": _array("particle", np.full(number.size, 0.004), "1"),
+        "agglomerate": ("particle", number.astype(np.int32)),
+        "place": ("particle", place.astype(object)),
+        "depth": _array("particle", depth, "nm"),
+        "used": ("particle", np.ones(number.size, bool)),
     }
-    variables = {k: _array("contrast", np.array(v), "1") for k, v in numbers.items()}
-    for name, count in (("count_a", 2), ("count_b", 2), ("agglomerates", 3)):
-        variables[name] = ("contrast", np.full(6, count, np.int32))
-    variables["resampled_by"] = ("contrast", np.array(["agglomerate"] * 6, object))
-    remarks = [""] * 3 + ["too few particles"] * 3
-    variables["remark"] = ("contrast", np.array(remarks, object))
-    return xr.Dataset(variables, coords={"contrast": np.array(names, object)})
+    return xr.Dataset(variables, coords={"particle": np.arange(1, number.size + 1)})
+
+
+def heterogeneity(seed=0):
+    """What `statistics` says of a larger field, with the map of this one."""
+    return statistics(electrode_table(seed=seed), "mn3", maps(seed=seed), 24.0)
+
+
+def oxygen():
+    return oxygen_balance(
+        Measured(0.2, 0.01, 0.012),
+        "Li1.18Ni0.21Mn0.53Co0.08O2",
+        measured_li_tm=Measured(1.40, 0.04),
+        cell_volume_nm3=Measured(0.1),
+        measured_density_g_cm3=Measured(4.35, 0.1),
+    )
 
 
 def process():
@@ -376,6 +396,7 @@ def make_tree(shape=(48, 64), energies=60, seed=0):
         "/entry/models": models(),
         "/entry/pooled": pooled(),
         "/entry/heterogeneity": heterogeneity(),
+        "/entry/oxygen": oxygen(),
         "/entry/process": process(),
     }
     return xr.DataTree.from_dict(groups)
@@ -400,10 +421,10 @@ def without_particles(tree):
             nothing[name] = xr.zeros_like(array)
     nothing["verdict"] = ((), "undecided")
     copy["entry/pooled"] = xr.DataTree(nothing)
-    empty = copy["entry/heterogeneity"].to_dataset()
-    for name in ("difference", "low", "high", "p_value"):
-        empty[name] = xr.full_like(empty[name], np.nan)
-    copy["entry/heterogeneity"] = xr.DataTree(empty)
+    none = copy["entry/particles"].to_dataset()
+    copy["entry/heterogeneity"] = xr.DataTree(statistics(none, "mn3", found, 24.0))
+    entry = copy["entry"]
+    del entry["oxygen"]
     return copy
 
 

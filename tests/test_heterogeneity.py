@@ -373,7 +373,7 @@ def test_agglomerates_of_different_level_make_no_trend_with_depth():
     assert np.all(result.depth_trend_high > 0)
     assert np.all(np.abs(result.depth_trend) < 2e-5)  # between agglomerates it is -1.2e-4
     assert int(result.depth_trend_agglomerates) == 10
-    assert result.depth_trend.attrs["units"] == "1/nm"
+    assert result.depth_trend.attrs["units"] == "nm-1"
 
 
 def test_the_variance_is_split_as_it_was_put_together():

@@ -231,6 +231,7 @@ def test_every_group_is_valid_nexus(file, silx):
         "models": "D_cm2_s",
         "pooled": "log10_D",
         "heterogeneity": "difference",
+        "oxygen": "li_tm",
     }
 
 

@@ -60,9 +60,9 @@ def depth_trend(
     result = xr.Dataset(coords={"trend": names})
     ends = [slope.interval(confidence) for slope in slopes]
     for name, values, units, text in (
-        ("", [s.value for s in slopes], "1/nm", "change of the fraction with depth"),
-        ("_low", [low for low, _ in ends], "1/nm", "lower end of the interval"),
-        ("_high", [high for _, high in ends], "1/nm", "upper end of the interval"),
+        ("", [s.value for s in slopes], "nm-1", "change of the fraction with depth"),
+        ("_low", [low for low, _ in ends], "nm-1", "lower end of the interval"),
+        ("_high", [high for _, high in ends], "nm-1", "upper end of the interval"),
         ("_p_value", [s.p_value for s in slopes], "1", "two-sided"),
     ):
         attrs = {"units": units, "long_name": text}

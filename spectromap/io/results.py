@@ -49,6 +49,9 @@ SIGNALS = {
     "models": ("D_cm2_s", "Dt_cm2", "shell_thickness"),
     "pooled": ("log10_D", "particles_used"),
     "heterogeneity": ("difference",),
+    "oxygen": ("li_tm",),
+    "repeats": ("change",),
+    "series": ("released_fraction",),
 }
 #: What else is worth a look on the same axes.
 AUXILIARY = {
@@ -315,6 +318,7 @@ def _nexus_attrs(path: str, dataset: xr.Dataset, fraction: str) -> dict[str, Any
     group = path.rsplit("/", 1)[-1]
     if group == "process":
         return {"NX_class": "NXprocess"}
+    fraction = str(dataset.attrs.get("fraction", fraction))
     signal = _signal(group, dataset, fraction)
     if signal is None:
         return {"NX_class": "NXcollection"}
@@ -333,7 +337,10 @@ def _nexus_attrs(path: str, dataset: xr.Dataset, fraction: str) -> dict[str, Any
 
 def _kind(group: str) -> str:
     """Group of the contract that a group belongs to: ``maps_ni_l3`` is drawn like ``maps``."""
-    return "maps" if group.startswith("maps_") else group
+    for kind in ("maps", "spectra"):
+        if group.startswith(f"{kind}_"):
+            return kind
+    return group
 
 
 def _signal(group: str, dataset: xr.Dataset, fraction: str) -> str | None:
@@ -344,7 +351,7 @@ def _signal(group: str, dataset: xr.Dataset, fraction: str) -> str | None:
         if array.dtype.kind in "iuf" and array.size
     ]
     for name in SIGNALS.get(_kind(group), ()):
-        name = name.format(fraction=dataset.attrs.get("fraction", fraction))
+        name = name.format(fraction=fraction)
         if name in drawable:
             return name
     most = max((dataset[name].ndim for name in drawable), default=0)

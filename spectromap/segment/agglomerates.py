@@ -79,6 +79,44 @@ def group_agglomerates(
     return label_map(of_label[values], labels, "agglomerate_label", "agglomerate, 0 = none")
 
 
+def given_agglomerates(labels: xr.DataArray, drawn: Labels | xr.DataArray) -> xr.DataArray:
+    """Group primary particles as somebody drew it.
+
+    Parameters
+    ----------
+    labels : DataArray, dims (y, x), int
+        Primary particles; 0 is background.
+    drawn : ndarray or DataArray, shape (y, x), int
+        Numbers of the agglomerates, 0 outside: painted over whole areas or over primaries only.
+
+    Returns
+    -------
+    DataArray, dims (y, x), int32
+        ``agglomerate_label`` as `group_agglomerates` makes it, with the numbers that were drawn: a
+        primary belongs to the agglomerate that covers most of it, to none if that is less than
+        half.
+
+    Raises
+    ------
+    InputError
+        A map in the wrong shape, or numbers that are none.
+    """
+    values = check_label_map(labels)
+    groups = np.asarray(drawn.values if isinstance(drawn, xr.DataArray) else drawn)
+    if groups.shape != values.shape or groups.dtype.kind not in "iu" or groups.min(initial=0) < 0:
+        raise InputError(
+            f"they are {groups.dtype} of shape {groups.shape}, the map is {values.shape}",
+            where="agglomerate_labels",
+            remedy="Draw whole numbers on the pixel grid of the result, 0 outside.",
+        )
+    of_label = np.zeros(int(values.max(initial=0)) + 1, np.int32)
+    for label, crop in crops(values):
+        covered = np.bincount(groups[crop][values[crop] == label])
+        most = int(covered.argmax())
+        of_label[label] = most if 2 * covered[most] >= covered.sum() else 0
+    return label_map(of_label[values], labels, "agglomerate_label", "agglomerate, 0 = none")
+
+
 @dataclass
 class _Body:
     """Depth below the surface of one agglomerate [nm] on a grid that starts at `start`."""
