@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ import numpy as np
 import xarray as xr
 
 from spectromap import __version__
-from spectromap._streaming import IN_MEMORY_BYTES, SLAB_BYTES
+from spectromap._streaming import IN_MEMORY_BYTES, SLAB_BYTES, progress_bar
 from spectromap.config import STAGES, describe_scan, parse_run, resolve_paths, to_yaml
+from spectromap.figures import write_figures
 from spectromap.io import open_stack, read_spectrum
 from spectromap.io._yaml import parse_yaml
 from spectromap.io.manifest import dataset_run, fetch
@@ -31,11 +33,14 @@ from spectromap.io.shifts import read_shifts
 from spectromap.pipeline import Plan, analyze, misfits, reference_of_region
 from spectromap.report import write_report
 from spectromap.schema import LOG, FileError, InputError, Instrument, Sample, SpectromapError
+from spectromap.series import compare_states, name_states
 
-__all__ = ["describe_run", "load_plan", "replay_description", "run"]
+__all__ = ["describe_run", "draw_figures", "load_plan", "replay_description", "run"]
 
 RESULT_NAME = "result.h5"
 REPORT_NAME = "report.html"
+#: Folder and file of the comparison of several states.
+STATES_NAME = "states"
 #: Peak memory of a run: the program itself, working copies of a slab, bytes a pixel of all maps.
 BASE_BYTES = 350 * 2**20
 SLAB_COPIES = 8
@@ -174,6 +179,63 @@ def _reference_spectrum(name: str, reference: Any) -> xr.DataArray:
         except SpectromapError:
             LOG.debug("%s has no column '%s'", reference.file, name)
     return read_spectrum(reference.file, column=reference.column, units=reference.units)
+
+
+def draw_figures(
+    results: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = ("pdf", "svg", "png"),
+    dpi: int = 300,
+    progress: bool = False,
+) -> list[Path]:
+    """Write every figure that results can give, and of several states what they say together.
+
+    Parameters
+    ----------
+    results : sequence of path
+        Result files, or folders with a ``result.h5``.
+    out : path
+        Folder of the figures; those of several results each go to a folder of their own, and
+        the comparison of the states to ``states``, with its numbers in ``states/states.h5``.
+    formats : sequence of {"pdf", "svg", "png"}
+        Formats of the figures; the data behind each is written as CSV.
+    dpi : int
+        Pixels per inch.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    FileError, InputError
+        A result that cannot be read, or two of the same name. Results whose states cannot be
+        told apart are a warning.
+    """
+    files = [Path(p) / RESULT_NAME if Path(p).is_dir() else Path(p) for p in results]
+    trees = {_result_name(file, files): read_result(file) for file in files}
+    written: list[Path] = []
+    if len(trees) > 1:
+        try:
+            compared = compare_states(name_states(trees.values()))
+        except InputError as error:  # each result has its own figures still
+            LOG.warning("no comparison of states: %s", error)
+        else:
+            trees[STATES_NAME] = compared
+            written.append(write_result(compared, Path(out) / STATES_NAME / f"{STATES_NAME}.h5"))
+    track = partial(progress_bar, text="figures", show=progress)
+    return written + write_figures(trees, out, formats=formats, dpi=dpi, track=track)
+
+
+def _result_name(file: Path, files: Sequence[Path]) -> str:
+    """What the folder of a result's figures is called: like its own folder, or like the file."""
+    parents = [f.resolve().parent.name for f in files]
+    own = file.resolve().parent.name
+    return own if file.name == RESULT_NAME and parents.count(own) == 1 else file.stem
 
 
 def check(description: Any) -> xr.DataArray:

@@ -33,6 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="output folder (demo)")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument(
+        "--field",
+        choices=("small", "wide"),
+        default="small",
+        help="wide: 50 um with ten agglomerates, discharged and charged; about half an hour",
+    )
 
     info = commands.add_parser("info", parents=[shared], help="what a file holds")
     info.add_argument("file", help="a stack, a glob, or a spectrum")
@@ -58,8 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("--out", type=Path, required=True, help="output folder")
     simulate.add_argument("--format", choices=("nxstxm", "als", "cxi"), default="nxstxm")
-    simulate.add_argument("--field", choices=("demo", "electrode"), default="demo")
+    simulate.add_argument("--field", choices=("demo", "electrode", "wide"), default="demo")
+    simulate.add_argument(
+        "--state", choices=("discharged", "charged"), default="discharged", help="of --field wide"
+    )
     simulate.add_argument("--seed", type=int, default=0)
+
+    figures = commands.add_parser(
+        "figures", parents=[shared], help="figures for print, with the data behind each"
+    )
+    figures.add_argument("results", nargs="+", metavar="RESULT", help="result files or folders")
+    figures.add_argument("--out", type=Path, required=True, help="output folder")
+    figures.add_argument(
+        "--formats", nargs="+", choices=("pdf", "svg", "png"), default=["pdf", "svg", "png"]
+    )
+    figures.add_argument("--dpi", type=int, default=300)
     return parser
 
 
@@ -121,7 +140,8 @@ def _demo(options: argparse.Namespace) -> None:
     """Simulate a field, write it as a beamline file, run the method on that file, compare."""
     from spectromap import demo
 
-    print(demo.run_demo(options.out, seed=options.seed, progress=not options.quiet))
+    run = {"small": demo.run_demo, "wide": demo.run_wide_demo}[options.field]
+    print(run(options.out, seed=options.seed, progress=not options.quiet))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -175,11 +195,29 @@ def _fetch(options: argparse.Namespace) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from spectromap import synthetic
 
+    if options.field == "wide":
+        scans = synthetic.wide_electrode(options.seed, state=options.state)
+        print(synthetic.write_scans(scans, options.out, format=options.format))
+        return
     field = {"demo": synthetic.demo_field, "electrode": synthetic.electrode_field}[options.field]
     print(synthetic.write(field(seed=options.seed), options.out, format=options.format))
 
 
+def _figures(options: argparse.Namespace) -> None:
+    from spectromap import batch
+
+    written = batch.draw_figures(
+        options.results,
+        options.out,
+        formats=options.formats,
+        dpi=options.dpi,
+        progress=not options.quiet,
+    )
+    print(f"{len(written)} files in {options.out}")
+
+
 _COMMANDS = {
+    "figures": _figures,
     "demo": _demo,
     "info": _info,
     "check": _check,

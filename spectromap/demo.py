@@ -15,7 +15,7 @@ from spectromap import batch, config, figures, synthetic
 from spectromap.io.results import read_result
 from spectromap.schema import LOG, pixel_size
 
-__all__ = ["Row", "compare", "run_demo"]
+__all__ = ["Row", "compare", "run_demo", "run_wide_demo"]
 
 #: Fractions are compared where the sample is at least this thick.
 THICK_NM = 40.0
@@ -64,6 +64,57 @@ def run_demo(out: str | os.PathLike[str], *, seed: int = 0, progress: bool = Fal
     return f"{table}\n\nreport: {folder / batch.REPORT_NAME}\nresult: {result_path}"
 
 
+def run_wide_demo(
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    extent: synthetic.Extent | None = None,
+) -> str:
+    """Simulate a wide electrode with ten agglomerates, discharged and charged, and analyse it.
+
+    The charged state is seen at three edges. Every figure of both states, and of both together, is
+    drawn from the results.
+
+    Parameters
+    ----------
+    out : path
+        Output folder: ``discharged`` and ``charged`` with a result each, ``figures``.
+    seed : int
+        Seed of the simulation.
+    progress : bool
+        Show progress bars.
+    extent : Extent, optional
+        A smaller field; by default 50 um wide.
+
+    Returns
+    -------
+    str
+        Tables of truth against answer, also written to ``truth.txt`` of each state.
+    """
+    folder = Path(out)
+    told, results = [], []
+    for state in ("discharged", "charged"):
+        LOG.info("simulating a %s electrode", state)
+        scans = synthetic.wide_electrode(seed, state=state, extent=extent)
+        described = synthetic.write_scans(scans, folder / state / "simulated")
+        truth = next(iter(scans.values())).truth
+        del scans
+        results.append(
+            batch.run(
+                config.load_run(described),
+                folder / state,
+                progress=progress,
+                command="spectromap demo --field wide",
+            )
+        )
+        table = format_rows(compare(truth, read_result(results[-1])))
+        (folder / state / "truth.txt").write_text(table + "\n", encoding="utf-8")
+        told.append(f"{state}\n{table}")
+    written = batch.draw_figures(results, folder / "figures", progress=progress)
+    return "\n\n".join(told) + f"\n\n{len(written)} files in {folder / 'figures'}"
+
+
 def format_rows(rows: list[Row]) -> str:
     """Rows as an aligned text table."""
     head = Row("quantity", "truth", "answer", "")
@@ -92,7 +143,8 @@ def compare(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
     list of Row
     """
     rows = [*_shift_rows(truth, result), *_map_rows(truth, result)]
-    return rows + _particle_rows(truth, result) + _model_rows(truth, result)
+    rows += _particle_rows(truth, result) + _model_rows(truth, result)
+    return rows + _scan_rows(truth, result) + _place_rows(truth, result)
 
 
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
@@ -203,3 +255,40 @@ def _model_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
         ),
         Row("verdict", str(real["verdict"].item()), str(pooled["verdict"].item())),
     ]
+
+
+def _scan_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
+    """Where further scans lie, and what they say of the particles."""
+    rows = []
+    for group in truth["entry"].children:
+        if not group.startswith("maps_") or group not in result["entry"].children:
+            continue
+        real, found = _group(truth, group).attrs, _group(result, group).attrs
+        offsets = [
+            (
+                f"{real[f'offset_{axis}_nm']:.1f}",
+                f"{found[f'offset_{axis}_nm']:.1f} +- {found[f'offset_{axis}_nm_errors']:.1f}",
+            )
+            for axis in "yx"
+        ]
+        name = group.removeprefix("maps_")
+        rows.append(
+            Row(f"offset of {name} [nm]", *(", ".join(p) for p in zip(*offsets, strict=True)))
+        )
+    return rows
+
+
+def _place_rows(truth: xr.DataTree, result: xr.DataTree) -> list[Row]:
+    """Differences between places, where there are agglomerates."""
+    real, found = _group(truth, "heterogeneity"), _group(result, "heterogeneity")
+    rows = []
+    for contrast in found["contrast"].values:
+        one = found.sel(contrast=contrast)
+        known = contrast in real["contrast"].values
+        true = float(real["difference"].sel(contrast=contrast)) if known else np.nan
+        if not (np.isfinite(true) and np.isfinite(one["difference"])):
+            continue
+        low, high = float(one["low"]), float(one["high"])
+        answer = f"{float(one['difference']):+.3f} ({low:+.3f} to {high:+.3f}, 95 %)"
+        rows.append(Row(str(contrast), f"{true:+.3f}", answer))
+    return rows

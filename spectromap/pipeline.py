@@ -860,7 +860,11 @@ class _Run(_Setting):
         maps = groups["maps"]
         compared = field_scans.compare_repeats(
             maps, moved, self.plan.fraction, self.resolution, (maps.get("dose"), moved.get("dose"))
-        ).expand_dims(scan=[name])
+        )
+        rings = resolution.fourier_ring_correlation(maps["thickness"], moved["thickness"])
+        for number in ("ring_resolution", "ring_resolution_limit"):
+            compared[number] = rings[number]
+        compared = compared.expand_dims(scan=[name])
         done = [groups["repeats"]] if "repeats" in groups else []
         return {"repeats": xr.concat([*done, compared], "scan", join="outer")}
 

@@ -458,6 +458,8 @@ def _cards(groups: Mapping[str, xr.Dataset], fraction: str) -> list[dict[str, An
         _particles_card(groups),
         _fit_card(groups),
         _energy_card(groups),
+        _oxygen_card(groups),
+        *_repeat_cards(groups),
     ]
 
 
@@ -602,6 +604,42 @@ def _energy_card(groups: Mapping[str, xr.Dataset]) -> dict[str, Any] | None:
     return _card("Energy shift", f"{text} eV", *notes)
 
 
+def _oxygen_card(groups: Mapping[str, xr.Dataset]) -> dict[str, Any] | None:
+    """Oxygen that was lost, with both errors."""
+    oxygen = groups.get("oxygen", xr.Dataset())
+    released, error, systematic = (
+        100.0 * _scalar(oxygen, f"released_fraction{kind}")
+        for kind in ("", "_errors", "_systematic")
+    )
+    if not math.isfinite(released):
+        return None
+    state = format_value(_scalar(oxygen, "state"), _scalar(oxygen, "state_errors"))
+    notes = [
+        "of all oxygen since the pristine state; ± 1-sigma random",
+        f"systematic ± {format_value(systematic, digits=2)} at%" if systematic > 0 else "",
+        f"mean state {oxygen.attrs.get('mapped_element', '')} {state}",
+    ]
+    return _card("Oxygen released", f"{format_value(released, error)} at%", *notes)
+
+
+def _repeat_cards(groups: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
+    """What every repeat says of the beam and of the errors."""
+    repeats = groups.get("repeats", xr.Dataset())
+    cards = []
+    for name in repeats["scan"].values if "scan" in repeats.coords else ():
+        one = repeats.sel(scan=name)
+        change = format_value(_scalar(one, "mean_change"), _scalar(one, "mean_change_errors"))
+        rate, noise = _scalar(one, "change_per_MGy"), _scalar(one, "noise_ratio")
+        notes = [
+            f"{format_value(rate, _scalar(one, 'change_per_MGy_errors'))} per MGy"
+            if math.isfinite(rate)
+            else "",
+            f"noise {format_value(noise)} times what is stated" if math.isfinite(noise) else "",
+        ]
+        cards.append(_card(f"Change until repeat '{name}'", change, *notes))
+    return cards
+
+
 # --- what was flagged --------------------------------------------------------------------------
 
 
@@ -651,13 +689,14 @@ def _warnings(process: Mapping[str, Any]) -> list[str]:
 def _figures(tree: xr.DataTree, component: str, dpi: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Figures as embedded images with captions, and the titles of those that are missing."""
     drawn, missing = [], []
-    for name, draw in figures.FIGURES.items():
-        title, caption, wide = CAPTIONS[name]
+    captions = CAPTIONS | figures.PAPER_CAPTIONS
+    for name, draw in (figures.FIGURES | figures.PAPER_FIGURES).items():
+        title, caption, wide = captions[name]
         title, caption = (text.replace("{c}", component) for text in (title, caption))
         caption = caption.replace(" %", "\N{NO-BREAK SPACE}%")
         figure = draw(tree)
         if figure is None:
-            missing.append(title)
+            missing += [title] if name in figures.FIGURES else []
             continue
         image, width = _embedded(figure, dpi)
         if figure.get_gid() == figures.NOTE:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
-from make_results import make_tree, only_maps, without_particles
+from make_results import electrode_table, make_tree, only_maps, without_particles
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image
 
 from spectromap import figures
-from spectromap.schema import FLAGS, RESULT_GROUPS, FileError
+from spectromap.figures.agglomerates import filled_bodies
+from spectromap.figures.data import COLUMNS
+from spectromap.figures.thickness import bin_means
+from spectromap.heterogeneity import statistics
+from spectromap.schema import FLAGS, RESULT_GROUPS, FileError, InputError
+from spectromap.series import compare_states
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NEEDS_PARTICLES = (
@@ -34,9 +42,95 @@ NEEDS_PARTICLES = (
 )
 
 
+#: Every figure of one result.
+ALL = figures.FIGURES | figures.PAPER_FIGURES
+
+
+def other_edge(tree, edge, fraction, at):
+    """Maps at another edge on the grid of the main ones."""
+    maps = tree["entry/maps"].to_dataset()
+    names = {f"mn3_{n}": f"{fraction}_{n}" for n in ("fraction", "fraction_errors")}
+    other = maps[[*names, "thickness", "thickness_errors", "flags"]].rename(names)
+    other[f"{fraction}_fraction"] = at + 0.5 * other[f"{fraction}_fraction"]
+    return other.assign_attrs(fraction=fraction, edge=edge)
+
+
+def repeats():
+    """One repeat: a change of 0.01 per MGy."""
+    rng = np.random.default_rng(5)
+    dose = rng.uniform(1, 2, 30)
+    change = 0.01 * dose + rng.normal(0, 0.004, 30)
+    of_scan = {"mean_change": 0.015, "mean_change_low": 0.013, "mean_change_high": 0.017,
+               "change_per_MGy": 0.0101, "change_per_MGy_errors": 0.0005, "noise_ratio": 1.03,
+               "dichroism": 0.41}  # fmt: skip
+    dims = ("scan", "particle")
+    variables = {
+        "change": (dims, change[None]),
+        "change_errors": (dims, np.full((1, 30), 0.004)),
+        "dose": (dims, dose[None], {"units": "MGy"}),
+    } | {name: ("scan", [value]) for name, value in of_scan.items()}
+    coords = {"scan": np.array(["again"], object), "particle": np.arange(1, 31)}
+    return xr.Dataset(variables, coords)
+
+
 @pytest.fixture(scope="module")
 def tree():
-    return make_tree()
+    """A result with everything that a result can have."""
+    full = make_tree()
+    for name, edge, fraction, at in (("ni_l3", "Ni L3", "ni_red", 0.3), ("o_k", "O K", "o_red", 0)):
+        full[f"entry/maps_{name}"] = xr.DataTree(other_edge(full, edge, fraction, at))
+        particles = full["entry/particles"].to_dataset()
+        own = {
+            f"{fraction}_fraction{end}": particles[f"mn3_fraction{end}"] for end in ("", "_errors")
+        }
+        full["entry/particles"] = xr.DataTree(particles.assign(own))
+    again = full["entry/maps"].to_dataset().assign_attrs(edge="Mn L3")
+    full["entry/maps_again"] = xr.DataTree(again)
+    full["entry/repeats"] = xr.DataTree(repeats())
+    return full
+
+
+@pytest.fixture(scope="module")
+def electrode():
+    """Many particles inside and outside of agglomerates, and what the statistics say of them."""
+    table = electrode_table(agglomerates=6, primaries=20, loose=60)
+    groups = {"/entry/maps": make_tree()["entry/maps"].to_dataset(), "/entry/particles": table}
+    groups["/entry/heterogeneity"] = statistics(table, "mn3", n_resamples=100)
+    return xr.DataTree.from_dict(groups)
+
+
+@pytest.fixture(scope="module")
+def series():
+    """Three states of one sample, each with more Mn3+ and ten times the D t of the one before."""
+    states = {}
+    for number, name in enumerate(("pristine", "1 cycle", "125 cycles")):
+        state = make_tree(seed=number)
+        state["entry"].attrs |= {"cycles": (0, 1, 125)[number], "sample_state": "discharged"}
+        models = state["entry/models"].to_dataset()
+        longer = {n: models[n] * 10**number for n in ("Dt_cm2", "Dt_low", "Dt_high")}
+        state["entry/models"] = xr.DataTree(models.assign(longer))
+        particles = electrode_table(seed=number)
+        more = particles["mn3_fraction"] + 0.1 * number
+        state["entry/particles"] = xr.DataTree(particles.assign(mn3_fraction=more))
+        for component, valence in (("mn4", 4), ("mn3", 3)):
+            state[f"entry/spectra/reference_{component}"].attrs["valence"] = valence
+        states[name] = state
+    return compare_states(states, formula="Li1.18Ni0.21Mn0.53Co0.08O2", n_resamples=50)
+
+
+@pytest.fixture(scope="module")
+def drawn(tree, series):
+    """Every figure, drawn once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            single = name in ALL
+            draw = ALL[name] if single else figures.SERIES_FIGURES[name]
+            made[name] = draw(tree if single else series)
+        return made[name]
+
+    return get
 
 
 def replaced(tree, group, **variables):
@@ -74,21 +168,21 @@ def is_note(figure):
 # --- every figure ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_is_drawn(tree, name):
-    figure = figures.FIGURES[name](tree)
+@pytest.mark.parametrize("name", [*ALL, *figures.SERIES_FIGURES])
+def test_every_figure_is_drawn(drawn, name):
+    figure = drawn(name)
     assert isinstance(figure, Figure)
     assert not is_note(figure)
-    drawn = pixels(figure)
-    assert drawn.std() > 5
+    shown = pixels(figure)
+    assert shown.std() > 5
     # the margins are white: nothing runs out of the picture
-    for margin in (drawn[:2], drawn[-2:], drawn[:, :2], drawn[:, -2:]):
+    for margin in (shown[:2], shown[-2:], shown[:, :2], shown[:, -2:]):
         assert (margin == 255).all()
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_labels_do_not_overlap(tree, name):
-    figure = figures.FIGURES[name](tree)
+@pytest.mark.parametrize("name", [*ALL, *figures.SERIES_FIGURES])
+def test_labels_do_not_overlap(drawn, name):
+    figure = drawn(name)
     figure.savefig(io.BytesIO(), format="png")
     renderer = figure.canvas.get_renderer()
     shown = [t for t in figure.findobj(mpl.text.Text) if t.get_visible() and t.get_text().strip()]
@@ -123,7 +217,7 @@ def test_no_particles_is_said(tree, name):
 
 def test_a_bare_tree_gives_no_figures():
     bare = xr.DataTree.from_dict({"/entry": xr.Dataset()})
-    for draw in figures.FIGURES.values():
+    for draw in (ALL | figures.SERIES_FIGURES).values():
         assert draw(bare) is None
         assert draw(xr.DataTree()) is None
     assert figures.truth_comparison(bare, bare) is None
@@ -133,7 +227,7 @@ def test_a_bare_tree_gives_no_figures():
 def test_any_group_may_be_missing(tree, group):
     groups = {path: node for path, node in tree.to_dict().items() if not path.endswith(group)}
     less = xr.DataTree.from_dict(groups)
-    for draw in figures.FIGURES.values():
+    for draw in ALL.values():
         figure = draw(less)
         assert figure is None or isinstance(figure, Figure)
 
@@ -149,9 +243,30 @@ def test_any_variables_may_be_missing(tree, seed):
     names = variables(tree)
     some = np.random.default_rng(seed).permutation(len(names))[: len(names) // (2 + seed % 3)]
     less = without(tree, [names[i] for i in some])
-    for draw in figures.FIGURES.values():
+    for draw in ALL.values():
         figure = draw(less)
         assert figure is None or isinstance(figure, Figure)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_variables_of_a_series_may_be_missing(series, seed):
+    names = variables(series)
+    some = np.random.default_rng(seed).permutation(len(names))[: len(names) // (2 + seed % 3)]
+    less = without(series, [names[i] for i in some])
+    for draw in figures.SERIES_FIGURES.values():
+        figure = draw(less)
+        assert figure is None or isinstance(figure, Figure)
+
+
+def test_figures_of_fields_without_particles_may_be_notes(tree):
+    empty = without_particles(tree)
+    for draw in figures.PAPER_FIGURES.values():
+        figure = draw(empty)
+        assert figure is None or isinstance(figure, Figure)
+
+
+def test_every_further_figure_has_a_caption():
+    assert set(figures.PAPER_CAPTIONS) == {*figures.PAPER_FIGURES, *figures.SERIES_FIGURES}
 
 
 def test_maps_of_nothing(tree):
@@ -295,10 +410,15 @@ def test_touching_particles_keep_their_border():
 # --- curves ------------------------------------------------------------------------------------
 
 
+def error_bars(axes):
+    """Error bars of an axes, without bars of other kinds."""
+    return [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+
+
 def bars(axes):
     """Points of the error bars of an axes: x, y, and half length."""
     found = []
-    for container in axes.containers:
+    for container in error_bars(axes):
         line, _, (verticals,) = container
         segments = verticals.get_segments()
         half = [np.ptp(s[:, 1]) / 2 if len(s) else np.nan for s in segments]
@@ -601,10 +721,405 @@ def test_heterogeneity(tree):
     np.testing.assert_allclose(drawn, sorted(tree["entry/particles/thickness"].values))
     assert [t.get_text() for t in scatter.get_legend().get_texts()] == [
         "outside", "exterior", "interior"]  # fmt: skip
-    intervals = [line.get_xdata() for line in forest.lines if len(line.get_xdata()) == 2]
-    np.testing.assert_allclose(intervals[1], [0.021, 0.083])
+    found = tree["entry/heterogeneity"]
+    known = np.isfinite(found["difference"].values)
+    ends = np.transpose([found["low"].values[known], found["high"].values[known]])
+    np.testing.assert_allclose(interval_ends(forest), ends)
     assert "p < 0.001" in texts(figure)
-    assert "not testable" in texts(figure)
+    hidden = found["difference"].copy(deep=True)
+    hidden[0] = np.nan
+    assert "not testable" in texts(
+        figures.heterogeneity_figure(replaced(tree, "heterogeneity", difference=hidden))
+    )
+
+
+def interval_ends(axes):
+    """Ends of horizontal error bars, from the top down."""
+    found = {}
+    for container in error_bars(axes):
+        _, _, (bars_of,) = container
+        for segment in bars_of.get_segments():
+            found[segment[0, 1]] = segment[:, 0]
+    return [found[row] for row in sorted(found, reverse=True)]
+
+
+def test_nine_contrasts_have_room():
+    """Agglomerates of two sizes ask three questions in three ways."""
+    table = electrode_table()
+    small = table["agglomerate"].values == 4
+    table["area"] = table["area"] * np.where(small, 0.05, 1.0)
+    found = statistics(table, "mn3", n_resamples=100)
+    groups = {"/entry/particles": table, "/entry/heterogeneity": found}
+    figure = figures.heterogeneity_figure(xr.DataTree.from_dict(groups))
+    assert found.sizes["contrast"] == 9
+    assert figure.get_size_inches()[1] > 4
+    pixels(figure)
+    ticks = figure.axes[1].get_yticklabels()
+    boxes = [tick.get_window_extent() for tick in ticks]
+    assert all(a.y0 >= b.y1 - 1 for a, b in pairwise(boxes))
+
+
+# --- agglomerates ------------------------------------------------------------------------------
+
+
+def ring(seed=0):
+    """A field with a closed ring of primaries, a pair cut by the border, and one alone."""
+    labels, groups = np.zeros((60, 80), np.int32), np.zeros((60, 80), np.int32)
+    y, x = np.mgrid[:60, :80]
+    for number in range(12):
+        angle = 2 * np.pi * number / 12
+        disc = np.hypot(y - 30 - 16 * np.sin(angle), x - 35 - 16 * np.cos(angle)) < 4
+        labels[disc], groups[disc] = number + 1, 1
+    for number, centre in ((13, 5), (14, 14)):
+        disc = np.hypot(y - centre, x - 77) < 5
+        labels[disc], groups[disc] = number, 2
+    labels[50:56, 65:70] = 15
+    maps = xr.Dataset(
+        {
+            "mn3_fraction": (("y", "x"), np.where(labels > 0, 0.2 + 0.01 * labels, np.nan)),
+            "thickness": (("y", "x"), np.where(labels > 0, 80.0, 0.0), {"units": "nm"}),
+            "particle_label": (("y", "x"), labels),
+            "agglomerate_label": (("y", "x"), groups),
+        },
+        {d: (d, 20.0 * (0.5 + np.arange(n)), {"units": "nm"}) for d, n in (("y", 60), ("x", 80))},
+        {"fraction": "mn3"},
+    )
+    place = np.array(["exterior"] * 11 + ["interior"] + ["exterior"] * 2 + ["outside"], object)
+    particles = xr.Dataset({"place": ("particle", place)}, {"particle": np.arange(1, 16)})
+    sizes = xr.Dataset(
+        {"size_class": ("agglomerate", np.array(["large", "small"], object))},
+        {"agglomerate": [1, 2]},
+    )
+    names = {"maps": maps, "particles": particles, "heterogeneity": sizes}
+    return xr.DataTree.from_dict({f"/entry/{name}": group for name, group in names.items()})
+
+
+def test_bodies_of_agglomerates_are_filled():
+    maps = ring()["entry/maps"].to_dataset()
+    bodies = filled_bodies(maps)
+    primaries = maps["agglomerate_label"].values
+    np.testing.assert_array_equal(bodies[primaries > 0], primaries[primaries > 0])
+    assert bodies[30, 35] == 1  # the middle of the ring
+    assert bodies[53, 67] == 0  # the primary outside
+    assert not np.any(bodies[:, :10])
+
+
+def test_agglomerates_are_outlined_and_numbered():
+    figure = figures.agglomerates_figure(ring())
+    numbers = {t.get_text(): t for t in figure.axes[0].texts}
+    assert set(numbers) == {"1", "2"}
+    assert numbers["1"].get_fontweight() == "bold"
+    assert numbers["2"].get_fontweight() == "normal"
+    np.testing.assert_allclose(numbers["1"].get_position(), (35.5 * 20, 30.5 * 20), atol=25)
+    widths = [c.get_linewidths()[0] for c in figure.axes[0].collections]
+    assert max(widths[2:]) == 2 * max(widths[:2])  # large ones are drawn over small ones
+    # one outline around the whole ring, none inside it
+    segments = np.array(figure.axes[0].collections[-1].get_segments())
+    reach = np.hypot(*(segments.mean(axis=1) - [35.5 * 20, 30.5 * 20]).T)
+    assert reach.min() > 14 * 20
+    image = figure.axes[0].images[0]
+    np.testing.assert_allclose(image.get_array()[53, 67], 0.35)
+
+
+def test_one_agglomerate_is_the_largest_whole_one():
+    figure = figures.one_agglomerate_figure(ring())
+    assert "agglomerate 1" in texts(figure)
+    (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    assert left < (35 - 20) * 20 < (35 + 21) * 20 < right < 75 * 20
+    assert bottom < 10 * 20 < 51 * 20 < top
+    legend = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert legend == ["exterior", "interior"]
+    colours = figure.legends[0].legend_handles
+    drawn = [mpl.colors.to_hex(c.get_colors()[0]) for c in figure.axes[0].collections]
+    assert [mpl.colors.to_hex(c.get_color()) for c in colours] == drawn[1:]
+    # the primary with the number 12 alone is interior
+    segments = np.array(figure.axes[0].collections[-1].get_segments()).mean(axis=(0, 1))
+    angle = 2 * np.pi * 11 / 12
+    middle = [(35.5 + 16 * np.cos(angle)) * 20, (30.5 + 16 * np.sin(angle)) * 20]
+    np.testing.assert_allclose(segments, middle, atol=15)
+    assert "agglomerate 2" in texts(figures.one_agglomerate_figure(ring(), 2))
+    assert figures.one_agglomerate_figure(ring(), 7) is None
+
+
+def test_without_agglomerates_there_is_no_figure_of_them():
+    alone = replaced(ring(), "maps", agglomerate_label=(("y", "x"), np.zeros((60, 80), np.int32)))
+    assert figures.agglomerates_figure(alone) is None
+    assert figures.one_agglomerate_figure(alone) is None
+
+
+# --- thickness ---------------------------------------------------------------------------------
+
+
+def test_bin_means_cover_the_truth():
+    """Two thirds of the intervals hold the mean, also where agglomerates have a level."""
+    rng = np.random.default_rng(2)
+    unit = np.repeat(np.arange(8), 10)
+    covered, edges = [], np.array([0.0, 50.0, 100.0])
+    for _ in range(400):
+        thickness = rng.uniform(0, 100, unit.size)
+        values = 0.3 + 0.03 * rng.normal(size=8)[unit] + 0.02 * rng.normal(size=unit.size)
+        rows = bin_means(thickness, values, unit, edges)
+        covered += list(np.abs(rows[:, 1] - 0.3) < rows[:, 2])
+    assert 0.62 < np.mean(covered) < 0.75
+
+
+def test_bin_means_of_few():
+    """One agglomerate tells only how much its primaries scatter; one particle tells nothing."""
+    thickness, values = np.array([10.0, 20.0, 30.0, 80.0]), np.array([0.1, 0.2, 0.3, 0.9])
+    edges = np.array([0.0, 50.0, 100.0])
+    (row,) = bin_means(thickness, values, np.ones(4, int), edges)
+    # Student's factor of three is 1.32
+    np.testing.assert_allclose(row, [20.0, 0.2, 1.3213 * 0.1 / np.sqrt(3)], rtol=1e-3)
+    assert bin_means(thickness[:1], values[:1], np.ones(1, int), edges).shape == (0, 3)
+
+
+def test_thickness_figure(electrode):
+    figure = figures.thickness_figure(electrode)
+    particles, found = electrode["entry/particles"], electrode["entry/heterogeneity"]
+    outside = particles["place"].values == "outside"
+    for axes, first, question in zip(
+        figure.axes,
+        (outside, particles["place"].values == "exterior"),
+        ("outside-inside", "exterior-interior"),
+        strict=True,
+    ):
+        x, y, half = bars(axes)[0]
+        np.testing.assert_allclose(x, particles["thickness"].values[first])
+        np.testing.assert_allclose(y, particles["mn3_fraction"].values[first])
+        np.testing.assert_allclose(half, 0.004)
+        row = found.sel(contrast=f"{question} at equal thickness")
+        assert f"{float(row['difference']):+.3f} ({float(row['low']):+.3f}" in axes.get_title(
+            "left"
+        )
+        assert "95 %" in axes.get_title("left")
+        means = bars(axes)[2]
+        assert len(means[0]) > 2
+        # means lie among their particles
+        assert y.min() < min(means[1]) < max(means[1]) < y.max()
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["outside (60)", "inside (120)"]
+
+
+def test_particles_that_do_not_count_are_not_drawn(electrode):
+    used = np.arange(180) % 2 == 0
+    half = replaced(electrode, "particles", used=("particle", used))
+    drawn = sum(len(x) for x, _, _ in bars(figures.thickness_figure(half).axes[0])[:2])
+    assert drawn == 90
+
+
+def test_thickness_needs_places(electrode):
+    loose = np.full(180, "outside", object)
+    assert (
+        figures.thickness_figure(replaced(electrode, "particles", place=("particle", loose)))
+        is None
+    )
+
+
+def test_other_edges(tree):
+    figure = figures.charged_maps_figure(tree)
+    shown = [axes.images[0] for axes in figure.axes if axes.images]
+    assert len(shown) == 2  # not the repeat at the edge of the main map
+    values = tree["entry/maps_ni_l3/ni_red_fraction"].values
+    drawn = ~shown[0].get_array().mask
+    np.testing.assert_allclose(shown[0].get_array().data[drawn], values[drawn])
+    assert {"Ni L3: ni_red fraction", "O K: o_red fraction"} <= set(texts(figure).split(" | "))
+    assert figures.charged_maps_figure(make_tree()) is None
+
+
+def test_other_edges_against_thickness(tree):
+    figure = figures.charged_thickness_figure(tree)
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["Ni L3, ni_red (3)", "O K, o_red (3)"]
+    x, y, _ = bars(figure.axes[0])[0]
+    particles = tree["entry/particles"]
+    np.testing.assert_allclose(x, particles["thickness"].values[:3])
+    np.testing.assert_allclose(y, particles["ni_red_fraction"].values[:3])
+
+
+# --- how much particles differ -------------------------------------------------------------------
+
+
+def test_depth(electrode):
+    """Levels that agglomerates have of their own neither tilt the points nor hide their trend."""
+    table = electrode["entry/particles"].to_dataset()
+    level = 0.05 * np.random.default_rng(8).normal(size=7)
+    level[0] = 0.0
+    shifted = table["mn3_fraction"] + level[table["agglomerate"].values]
+    moved = replaced(electrode, "particles", mn3_fraction=shifted)
+    for one in (electrode, moved):
+        figure = figures.depth_figure(one)
+        x, y, _ = bars(figure.axes[0])[0]
+        assert len(x) == 120
+        slope = float(electrode["entry/heterogeneity/depth_trend"][0])
+        np.testing.assert_allclose(np.polyfit(x, y, 1)[0], slope, rtol=0.05)
+        trend = figure.axes[0].lines[-1]
+        np.testing.assert_allclose(np.polyfit(*trend.get_data(), 1)[0], slope)
+        assert np.std(y) < 0.03
+    assert f"trend: {1000 * slope:+.3f}".replace("-", "\N{MINUS SIGN}") in texts(figure)
+    unknown = replaced(electrode, "heterogeneity", depth_trend=("trend", [np.nan, np.nan]))
+    assert is_note(figures.depth_figure(unknown))
+
+
+def test_variance(electrode):
+    found = electrode["entry/heterogeneity"]
+    figure = figures.variance_figure(electrode)
+    (axes,) = figure.axes
+    known = np.flatnonzero(np.isfinite(found["variance"].values))
+    lengths = [patch.get_width() for patch in axes.patches]
+    np.testing.assert_allclose(np.array(lengths)[known], np.sqrt(found["variance"].values[known]))
+    ends = interval_ends(axes)
+    np.testing.assert_allclose(
+        ends[1], np.sqrt([found["variance_low"][1], found["variance_high"][1]])
+    )
+    assert "not known" in texts(figure)  # no maps, so nothing within primaries
+    far = found["variance_high"].copy(deep=True)
+    far[0] = 1e4 * float(found["variance"].max())
+    figure = figures.variance_figure(replaced(electrode, "heterogeneity", variance_high=far))
+    assert figure.axes[0].get_xlim()[1] < 4 * np.sqrt(float(found["variance"].max()))
+    assert any(isinstance(a, Annotation) and a.arrow_patch for a in figure.axes[0].texts)
+
+
+def test_primaries_needed(electrode):
+    found = electrode["entry/heterogeneity"]
+    figure = figures.primaries_figure(electrode)
+    left, right = figure.axes
+    curves = {line.get_label(): line.get_data() for line in right.lines}
+    np.testing.assert_allclose(curves["agglomerates added"], [found["number"], found["half_width"]])
+    (needed,), (wanted,) = curves["_needed"]
+    assert (needed, wanted) == (float(found["primaries_needed"]), 0.02)
+    assert "seen: 180" in right.get_title("left")
+    band = left.collections[0].get_paths()[0].get_extents()
+    np.testing.assert_allclose([band.y0, band.y1],
+                               [found["seen_low"].min(), found["seen_high"].max()])  # fmt: skip
+    never = replaced(electrode, "heterogeneity", primaries_needed=((), np.nan))
+    assert "out of reach" in texts(figures.primaries_figure(never))
+
+
+def test_correlation(tree):
+    lag = np.arange(20.0, 400, 20)
+    known = {
+        "correlation_variance": ("lag", 0.01 * np.exp(-lag / 80)),
+        "correlation_length": ((), 80.0),
+        "correlation_length_errors": ((), 6.0),
+        "correlated_variance": ((), 0.01),
+    }
+    found = xr.Dataset(known, {"lag": lag})
+    result = xr.DataTree.from_dict({"/entry/heterogeneity": found})
+    figure = figures.correlation_figure(result)
+    lines = {line.get_label(): line.get_data() for line in figure.axes[0].lines}
+    x, curve = lines["exponential"]
+    np.testing.assert_allclose(np.interp(lag, x, curve), lines["measured"][1], rtol=1e-3)
+    assert "correlation length 80 ± 6 nm" in texts(figure)
+    unknown = found.assign(correlation_length=((), np.nan))
+    result = xr.DataTree.from_dict({"/entry/heterogeneity": unknown})
+    assert "not known" in texts(figures.correlation_figure(result))
+
+
+# --- oxygen and repeats ------------------------------------------------------------------------
+
+
+def test_oxygen(tree):
+    """What was measured is read back from the models and the differences from them."""
+    figure = figures.oxygen_figure(tree)
+    found = tree["entry/oxygen"]
+    released, li_tm, density = figure.axes
+    value = 100 * float(found["released_fraction"])
+    np.testing.assert_allclose(released.containers[0].lines[0].get_xdata(), value)
+    for axes, name, given in ((li_tm, "li_tm", (1.40, 0.04)), (density, "density", (4.35, 0.1))):
+        points = [float(c.lines[0].get_xdata()[0]) for c in axes.containers[::2]]
+        np.testing.assert_allclose(points, [*found[name].values, given[0]])
+        np.testing.assert_allclose(np.ptp(interval_ends(axes)[2]) / 2, given[1])
+    shown = texts(figure)
+    assert "vacancy: Li$_{1.18}$Ni$_{0.21}$" in shown
+    assert f"finding: {found['finding'].item()}" in shown
+
+
+def test_oxygen_without_measured_structure(tree):
+    names = [n for n in tree["entry/oxygen"].data_vars if str(n).startswith(("density", "li_tm_"))]
+    less = without(tree, [("oxygen", str(n)) for n in names])
+    figure = figures.oxygen_figure(less)
+    assert len(figure.axes) == 2
+    assert "measured" not in texts(figure)
+
+
+def test_repeats(tree):
+    figure = figures.repeats_figure(tree)
+    left, right = figure.axes
+    x, y, half = bars(left)[0]
+    found = tree["entry/repeats"].isel(scan=0)
+    np.testing.assert_allclose(x, found["dose"])
+    np.testing.assert_allclose(y, found["change"])
+    np.testing.assert_allclose(half, 0.004)
+    assert "again: mean +0.0150 (+0.0130 to +0.0170)" in left.get_title("left")
+    pulls = right.lines[1].get_ydata()
+    np.testing.assert_allclose(pulls, np.sort(found["change"] / 0.004))
+    one = xr.DataTree.from_dict({"/entry/repeats": found.to_dataset().drop_vars(["dose", "scan"])})
+    assert figures.repeats_figure(one).axes[0].get_xlabel() == "particle"
+
+
+# --- states ------------------------------------------------------------------------------------
+
+
+def test_states_against_cycles(series):
+    found = series["entry/series"]
+    oxygen, state = figures.release_figure(series).axes
+    for axes, name, factor in ((oxygen, "released_fraction", 100), (state, "mn_state", 1)):
+        drawn = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in axes.containers]
+        values = factor * found[name].values
+        np.testing.assert_allclose(drawn[::2], np.transpose([[0, 1, 125], values]))
+        thin = np.ptp(axes.containers[2].lines[2][0].get_segments()[0][:, 1]) / 2
+        both = np.hypot(found[f"{name}_errors"][1], found[f"{name}_systematic"][1])
+        np.testing.assert_allclose(thin, factor * both)
+    assert [t.get_text() for t in oxygen.get_xticklabels()] == ["0", "1", "125"]
+
+
+def test_spectra_and_profiles_of_states(series):
+    found = series["entry/series"]
+    upper, lower = figures.state_spectra_figure(series).axes
+    np.testing.assert_allclose(upper.lines[2].get_ydata(), found["mean_od"][2])
+    assert len(lower.lines) == 1 + 2  # zero, and no difference of the reference from itself
+    np.testing.assert_allclose(lower.lines[2].get_ydata(), found["mean_od_difference"][2])
+    upper, _ = figures.state_profiles_figure(series).axes
+    _, y, half = bars(upper)[1]
+    np.testing.assert_allclose(y, found["mn3_profile"][1])
+    np.testing.assert_allclose(half, found["mn3_profile_errors"][1])
+
+
+def test_distributions_and_differences_of_states(series):
+    found = series["entry/series"]
+    *panels, right = figures.state_distributions_figure(series).axes
+    np.testing.assert_allclose(bars(panels[1])[0][1], found["density"][1])
+    middle = [c.lines[0].get_xdata()[0] for c in right.containers]
+    np.testing.assert_allclose(np.reshape(middle, (3, 5)), found["mn3_quantiles"])
+    (axes,) = figures.state_differences_figure(series).axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "1 cycle less pristine", "125 cycles less pristine", "125 cycles less 1 cycle"]  # fmt: skip
+    raw = axes.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([s[:, 0] for s in raw], np.transpose([found["low"], found["high"]]))
+
+
+def test_growth_of_the_product_of_states(series):
+    found = series["entry/series"]
+    figure = figures.growth_figure(series)
+    (axes,) = figure.axes
+    drawn = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in axes.containers[1::2]]
+    np.testing.assert_allclose(drawn, np.transpose([[0, 1, 125], found["log10_Dt"]]))
+    thick = [c.lines[2][0].get_segments()[0][:, 1] for c in axes.containers[1::2]]
+    ends = np.transpose([found["log10_Dt_low68"], found["log10_Dt_high68"]])
+    np.testing.assert_allclose(thick, ends)
+    assert f"slope with time: {float(found['growth_slope']):.2f}" in texts(figure)
+    (one,) = [line for line in axes.lines if line.get_label() == "one D for all"]
+    np.testing.assert_allclose(np.diff(one.get_ydata()), 1.0)  # ten times the time
+
+
+def test_a_state_with_only_a_limit_is_a_triangle(series):
+    value = series["entry/series/log10_Dt"].copy(deep=True)
+    low = series["entry/series/log10_Dt_low68"].copy(deep=True)
+    value[0], low[0] = np.nan, -np.inf
+    figure = figures.growth_figure(replaced(series, "series", log10_Dt=value, log10_Dt_low68=low))
+    (limit,) = [line for line in figure.axes[0].lines if line.get_marker() == "v"]
+    np.testing.assert_allclose(limit.get_ydata(), series["entry/series/log10_Dt_high68"].values[0])
+    assert "pristine, upper limit" in texts(figure)
 
 
 # --- truth -------------------------------------------------------------------------------------
@@ -655,6 +1170,142 @@ def test_saving_as_what_is_no_figure(tree, tmp_path):
         figures.save_figure(figure, tmp_path / "i0.docx")
     with pytest.raises(FileError, match="could not be written"):
         figures.save_figure(figure, tmp_path / "nowhere" / "i0.png")
+
+
+def column(rows, name, **chosen):
+    """One column of the rows that have these values."""
+    return [row[name] for row in rows if all(row[k] == v for k, v in chosen.items())]
+
+
+def test_rows_are_what_is_drawn(tree, electrode):
+    rows = figures.figure_rows(figures.profiles_figure(tree))
+    assert set(rows[0]) == set(COLUMNS)
+    profiles = tree["entry/profiles"]
+    finite = np.isfinite(profiles["mn3_fraction"].values[2])
+    chosen = {"panel": 3, "series": "measured"}
+    for name, values in {
+        "x": profiles["distance"].values,
+        "y": profiles["mn3_fraction"].values[2],
+        "y_low": (profiles["mn3_fraction"] - profiles["mn3_fraction_errors"]).values[2],
+        "y_high": (profiles["mn3_fraction"] + profiles["mn3_fraction_errors"]).values[2],
+    }.items():
+        drawn = np.array(column(rows, name, **chosen))[finite]
+        np.testing.assert_allclose(drawn, values[finite])
+    assert np.isnan(column(rows, "x_low", **chosen)).all()
+    assert set(column(rows, "x_name")) == {"distance from the edge [nm]"}
+    assert set(column(rows, "title", panel=3)) == {"3: core-shell"}
+    np.testing.assert_allclose(
+        np.array(column(rows, "y", panel=3, series="core-shell"))[finite],
+        tree["entry/models/fit"].values[2, 1][finite],
+    )
+    # names instead of rows, and horizontal intervals
+    rows = figures.figure_rows(figures.heterogeneity_figure(electrode))
+    found = electrode["entry/heterogeneity"]
+    assert column(rows, "y", panel=2) == [str(n) for n in found["contrast"].values]
+    for end in ("low", "high"):
+        np.testing.assert_allclose(column(rows, f"x_{end}", panel=2), found[end])
+    # bands
+    rows = figures.figure_rows(figures.primaries_figure(electrode))
+    seen = np.isfinite(found["seen_low"].values)
+    band = {"panel": 1, "series": "95 % of repeats"}
+    np.testing.assert_allclose(column(rows, "x", **band), found["number"].values[seen])
+    np.testing.assert_allclose(column(rows, "y_low", **band), found["seen_low"].values[seen])
+    np.testing.assert_allclose(column(rows, "y_high", **band), found["seen_high"].values[seen])
+
+
+def test_rows_of_limits_and_pooled_values(tree):
+    rows = figures.figure_rows(figures.D_figure(tree))
+    names = {(row["series"], row["y"]) for row in rows}
+    assert {("value", "1"), ("68 % interval", "1"), ("upper limit", "2")} <= names
+    np.testing.assert_allclose(column(rows, "x_low", series="pooled, 68 %"), 10**-17.10)
+    assert set(column(rows, "x_name")) == {"D [cm² s⁻¹] (68 % intervals)"}
+
+
+@pytest.mark.parametrize("name", [*ALL, *figures.SERIES_FIGURES])
+def test_every_figure_has_data_with_names(drawn, name):
+    rows, images = figures.figure_rows(drawn(name)), figures.figure_images(drawn(name))
+    assert rows or images or name == "label_map"
+    for row in rows:
+        assert row["series"]
+        assert row["x_name"] or isinstance(row["x"], str), row
+        assert row["y_name"] or isinstance(row["y"], str), row
+
+
+def test_images_are_maps_with_their_axes(tree):
+    (table,) = figures.figure_images(figures.thickness_map(tree)).values()
+    maps = tree["entry/maps"]
+    np.testing.assert_allclose(table[0, 1:], maps["x"])
+    np.testing.assert_allclose(table[1:, 0], maps["y"])
+    np.testing.assert_allclose(table[1:, 1:], maps["thickness"])
+    assert np.isnan(table[0, 0])
+
+
+def test_all_figures_are_written(tree, tmp_path):
+    seen = []
+
+    def track(jobs):
+        for job in jobs:
+            seen.append(job.name)
+            yield job
+
+    files = figures.write_figures({"field": tree}, tmp_path, formats=["png"], dpi=50, track=track)
+    assert sorted(files) == sorted(tmp_path.iterdir())
+    names = {file.name for file in files}
+    expected = {"2a_fraction_map.png", "2a_fraction_map_map1.csv.gz", "4a_agglomerates.png",
+                "4cd_thickness.csv", "5abc_charged_maps_map2.csv.gz", "oxygen.csv"}  # fmt: skip
+    assert expected <= names
+    assert len(seen) == len(ALL) + len(figures.SERIES_FIGURES)
+    widths = set()
+    for file in files:
+        if file.suffix == ".png":
+            with Image.open(file) as image:
+                widths.add(image.width)
+    assert widths == {int(89 / 25.4 * 50), int(183 / 25.4 * 50)}
+    with open(tmp_path / "oxygen.csv", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == COLUMNS
+    measured = [row for row in rows if row["series"] == "measured, random"]
+    assert [row["y"] for row in measured] == ["measured", "measured"]
+    np.testing.assert_allclose([float(row["x"]) for row in measured], [1.40, 4.35])
+    with gzip.open(tmp_path / "thickness_map_map1.csv.gz") as stream:
+        table = np.genfromtxt(stream, delimiter=",")
+    np.testing.assert_allclose(table[1:, 1:], tree["entry/maps/thickness"], rtol=1e-5)
+
+
+def test_drawings_hold_text_and_are_the_same_again(tmp_path):
+    groups = {"/entry/spectra": make_tree()["entry/spectra"].to_dataset()}
+    few = xr.DataTree.from_dict(groups)
+    once = figures.write_figures({"a": few}, tmp_path / "1", formats=["svg", "pdf"])
+    again = figures.write_figures({"a": few}, tmp_path / "2", formats=["svg", "pdf"])
+    assert [f.name for f in once] == [
+        "mean_spectrum.svg", "mean_spectrum.pdf", "mean_spectrum.csv",
+        "i0.svg", "i0.pdf", "i0.csv"]  # fmt: skip
+    assert [f.read_bytes() for f in once] == [f.read_bytes() for f in again]
+    drawing = (tmp_path / "1" / "i0.svg").read_text(encoding="utf-8")
+    assert ">photon energy [eV]</text>" in drawing
+    assert b"/Type3" not in (tmp_path / "1" / "i0.pdf").read_bytes()
+
+
+def test_several_results_have_folders_of_their_own(series, tmp_path):
+    some = only_maps()
+    files = figures.write_figures(
+        {"1 cycle": some, "series": series}, tmp_path, formats=["png"], dpi=40
+    )
+    assert {file.parent.name for file in files} == {"1_cycle", "series"}
+    assert tmp_path / "series" / "1d_state_spectra.csv" in files
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    some = only_maps()
+    with pytest.raises(InputError, match="no result"):
+        figures.write_figures({}, tmp_path)
+    with pytest.raises(InputError, match=r"gif is no format.*pdf"):
+        figures.write_figures({"a": some}, tmp_path, formats=["png", "gif"])
+    with pytest.raises(InputError, match="same name"):
+        figures.write_figures({"a b": some, "a_b": some}, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="folder"):
+        figures.write_figures({"a": some}, tmp_path / "file" / "x", formats=["png"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 
 from spectromap._numerics import gaussian_blur
 from spectromap.radial import body, diffusion, projection
+from spectromap.radial.fit import PLACED_SHARE
 from spectromap.schema import InputError
 from spectromap.synthetic._bodies import random_polyhedron
 from spectromap.synthetic._fields import diffuse, surface_distance
@@ -110,6 +111,53 @@ def test_noise_makes_no_bumps_that_diffusion_sees() -> None:
     amount = body.progress(solid, np.array([10.0]))[0]
     assert amount.sum() == pytest.approx(true.sum(), rel=0.03)
     assert np.std((solid.thickness - thickness)[thickness > 60]) < 4
+
+
+def shifted(ball: Ball, off: float, error: float, noise: float = 0.0) -> float:
+    """Where the edge is put if the outline lies `off` nm inside of the true one."""
+    errors = np.full_like(ball.thickness, max(noise, 1.0))
+    thickness = ball.thickness + np.random.default_rng(4).normal(0, noise, errors.shape)
+    pixel = (ball.pixel, ball.pixel)
+    return body.outward_shift(
+        thickness, errors, ball.distance - off, pixel, 45, cells=2, error_nm=error
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_thickness_puts_the_edge_of_a_sphere_right(noise: float) -> None:
+    off = [-3.0, 0.0, 2.0, 4.0]
+    found = [
+        [shifted(ball, o, 2.25, noise) for o in off]
+        for ball in (Ball(150, 20, 45), Ball(230, 20, 45))
+    ]
+    assert np.all(np.diff(found, axis=1) > 0)
+    # The fit of D counts on this share of the error of the outline.
+    assert np.sqrt(np.mean(np.subtract(found, off) ** 2)) < PLACED_SHARE * 2.25
+
+
+def test_an_outline_that_is_known_well_holds_the_edge() -> None:
+    ball = Ball(150, 20, 45)
+    assert abs(shifted(ball, 4.0, 0.1)) < 0.5
+    # Nothing but noise far above the thickness: only the outline says where the edge is.
+    assert abs(shifted(ball, 4.0, 2.25, noise=1000.0)) < 1.0
+
+
+@pytest.mark.parametrize("slab", [None, (-20.0, 60.0)])
+def test_a_body_whose_edge_is_moved_is_larger(
+    slab: tuple[float, float] | None,
+) -> None:
+    ball = Ball(150, 20, 45, slab)
+
+    def made(outward: float) -> body.Solid:
+        given = (*ball.measured(), 45)
+        if slab is None:
+            return body.whole_body(*given, cells=2, outward_nm=outward)
+        return body.section_bodies(*given, 80, cells=2, outward_nm=outward)[1]
+
+    small, large = made(0.0), made(4.0)
+    assert np.allclose(large.distance, small.distance + 4.0)
+    size = [np.sqrt(np.count_nonzero(s.thickness > 0) / np.pi) * s.cell for s in (small, large)]
+    assert size[1] - size[0] == pytest.approx(4.0, abs=1.0)
 
 
 @pytest.mark.parametrize("height", [0.0, 20.0, 60.0])

@@ -427,6 +427,33 @@ def test_sections_of_polyhedra_are_cut_from_their_bodies() -> None:
     assert np.sqrt(np.mean((bodies / stated) ** 2)) < 1.3
 
 
+def test_wide_blur_has_edges_placed_by_the_thickness() -> None:
+    # A front of 12 nm beside outlines that lie 3 nm too far inside, as a blur of 45 nm makes them.
+    depth = 12.0
+    scene = Balls(((287.0, 293.0, 180.0, 0.05),), (29, 29), 20.0, 45.0, depth=depth)
+    maps = scene.maps()
+    maps["edge_distance"] = maps["edge_distance"] - 3.0
+    maps["particle_label"] = maps["particle_label"].where(maps["edge_distance"] > 0, 0).astype(int)
+    particles = xr.Dataset({"radius": ("particle", [177.0])}, coords={"particle": [1]})
+    profiles = radial_profiles(maps, "mn3", 45.0)
+
+    def off(edge_error: float) -> tuple[float, float]:
+        row = fit_models(
+            profiles,
+            particles,
+            replace(scene.context(), resolution_rel_error=0.0),
+            maps,
+            models=("diffusion",),
+            edge_error=edge_error,
+        ).isel(model=0, particle=0)
+        return float(np.log10(row["Dt_cm2"] / (depth**2 * 1e-14))), float(row["log10_D_systematic"])
+
+    (given, _), (placed, stated) = off(0.02), off(0.05)
+    assert abs(given) > 0.15
+    assert abs(placed) < 0.08
+    assert stated == pytest.approx(0.6 * 2 * 2.25 / (depth * np.log(10)), rel=0.1)
+
+
 def test_which_shape_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, particles, context = polyhedra("dispersed", 1)
     profiles = radial_profiles(maps, "mn3", 10.0).isel(particle=slice(2))

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from spectromap.resolution import Resolution, estimate_resolution
+from spectromap.resolution import (
+    Resolution,
+    estimate_resolution,
+    fourier_ring_correlation,
+)
 from spectromap.schema import InputError
 from spectromap.synthetic import Instrument, Sample, Scan, Simulation, default_energies, simulate
 
@@ -177,3 +181,88 @@ def test_what_is_no_image_is_refused():
         estimate_resolution(image, as_map(np.ones((40, 41)), 5.0))
     with pytest.raises(InputError, match="units"):
         estimate_resolution(image.assign_attrs(units="nm"), image)
+
+
+# ---------------------------------------------------------------- two pictures
+
+
+def blurred(seed: int, fwhm: float, pixel: float, size: int = 256) -> np.ndarray:
+    """A picture of white detail seen with a Gaussian psf, of standard deviation one unblurred."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size, pixel)[:, None], np.fft.fftfreq(size, pixel))
+    transfer = np.exp(-2.0 * (np.pi * fwhm / 2.3548 * frequency) ** 2)
+    return np.fft.ifft2(np.fft.fft2(rng.normal(size=(size, size))) * transfer).real
+
+
+def twice(seed: int, fwhm: float, noise: float, pixel: float) -> tuple[xr.DataArray, xr.DataArray]:
+    """Two pictures of the same, each with noise of its own."""
+    rng, same = np.random.default_rng([seed, 1]), blurred(seed, fwhm, pixel)
+    first, second = (as_map(same + noise * rng.normal(size=same.shape), pixel) for _ in range(2))
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("fwhm", "noise", "pixel"), [(20.0, 0.1, 5.0), (20.0, 0.5, 5.0), (40.0, 0.02, 8.0)]
+)
+def test_rings_agree_down_to_where_half_a_bit_is_left(fwhm, noise, pixel):
+    lengths, deviations = [], []
+    for seed in range(6):
+        found = fourier_ring_correlation(*twice(seed, fwhm, noise, pixel))
+        assert not bool(found["ring_resolution_limit"])
+        k, curve = found["frequency"].values, found["ring_correlation"].values
+        power = np.exp(-((2.0 * np.pi * fwhm / 2.3548 * k) ** 2))
+        expected = power / (power + noise**2)
+        spread = (1.0 - expected**2) / np.sqrt(2.0 * found["ring_modes"].values)
+        lengths.append(float(found["ring_resolution"]))
+        deviations += list(((curve - expected) / spread)[expected < 0.999])
+    true = k[np.flatnonzero(expected < found["half_bit"].values)[0]]
+    assert np.mean(lengths) == pytest.approx(1.0 / true, rel=0.05)
+    assert 0.8 < np.sqrt(np.mean(np.square(deviations))) < 1.25
+    assert (np.diff(k) > 0).all()
+    assert k[-1] <= 0.5 / pixel
+
+
+def test_threshold_is_the_published_one():
+    found = fourier_ring_correlation(*twice(1, 20.0, 0.1, 5.0))
+    root = np.sqrt(found["ring_modes"].values)
+    expected = (0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root)
+    np.testing.assert_allclose(found["half_bit"], expected)
+    assert found["frequency"].attrs["units"] == "nm-1"
+
+
+def test_pictures_that_agree_to_the_pixel_give_a_limit_and_noise_gives_nothing():
+    first, second = twice(2, 2.0, 0.05, 5.0)
+    found = fourier_ring_correlation(first, second)
+    assert bool(found["ring_resolution_limit"])
+    assert float(found["ring_resolution"]) == 10.0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        one, other = (as_map(rng.normal(size=(90, 100)), 5.0) for _ in range(2))
+        nothing = fourier_ring_correlation(one, other)
+        assert np.isnan(float(nothing["ring_resolution"]))
+        assert not bool(nothing["ring_resolution_limit"])
+
+
+def test_rings_do_not_care_for_gaps_and_which_comes_first():
+    first, second = twice(3, 20.0, 0.3, 5.0)
+    whole = float(fourier_ring_correlation(first, second)["ring_resolution"])
+    turned = fourier_ring_correlation(second, first)
+    assert float(turned["ring_resolution"]) == pytest.approx(whole)
+    first.values[:20] = np.nan
+    second.values[:, -30:] = np.nan
+    rng = np.random.default_rng(0)
+    dead = rng.integers(30, 200, (2, 20))
+    first.values[dead[0], dead[1]] = np.nan
+    found = fourier_ring_correlation(first, second)
+    assert float(found["ring_resolution"]) == pytest.approx(whole, rel=0.1)
+
+
+def test_pictures_on_different_grids_are_refused():
+    first, second = twice(4, 20.0, 0.3, 5.0)
+    for other in (second[1:], second.assign_coords(x=second.x + 3.0)):
+        other["x"].attrs["units"] = "nm"
+        with pytest.raises(InputError, match="grids"):
+            fourier_ring_correlation(first, other)
+    small = fourier_ring_correlation(first[:20], second[:20])
+    assert small.sizes["frequency"] == 0
+    assert np.isnan(float(small["ring_resolution"]))

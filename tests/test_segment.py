@@ -695,3 +695,21 @@ def test_a_table_needs_its_maps():
         segment.particle_table(maps.drop_vars("mn3_fraction_errors"), "mn3")
     with pytest.raises(InputError, match="geometry"):
         segment.particle_table(maps, "mn3", 10.0, "flat")
+
+
+def test_pixels_that_few_frames_have_seen_are_no_particles():
+    """Drift leaves a strip of noise at the border: nothing is found in it, and it cuts."""
+    scene = Scene(120, 10.0, 25.0, 2, seed=3)
+    scene.add(sphere(scene, 600.0, 600.0, 150.0))
+    scene.add(sphere(scene, 60.0, 250.0, 120.0))
+    thickness, errors, _ = scene.finished(1.0)
+    errors[:4] = 60.0
+    thickness[:4] = thickness[:4].values + scene.rng.normal(0, 60.0, (4, 120))
+    maps = xr.Dataset({"thickness": thickness, "thickness_errors": errors})
+    maps["particle_label"] = segment.find_particles(thickness, errors, 25.0)
+    assert int(maps["particle_label"].max()) == 2
+    maps["mn3_fraction"] = a_map(np.full(thickness.shape, 0.3), (10.0, 10.0), units="1")
+    maps["mn3_fraction_errors"] = 0.01 * xr.ones_like(maps["mn3_fraction"])
+    table = segment.particle_table(maps, "mn3", 25.0)
+    at_border = dict(zip(table.y.values > 400.0, table.at_border.values, strict=True))
+    assert at_border == {True: False, False: True}

@@ -17,8 +17,10 @@ from scipy.spatial import cKDTree
 from skimage.registration import phase_cross_correlation
 
 from spectromap import schema
+from spectromap.heterogeneity import statistics
 from spectromap.synthetic import (
     EDGES,
+    Extent,
     Instrument,
     Polyhedron,
     References,
@@ -34,10 +36,14 @@ from spectromap.synthetic import (
     electrode_field,
     reference_spectra,
     simulate,
+    simulate_scans,
     surface_distance,
+    wide_electrode,
     write,
+    write_scans,
 )
 from spectromap.synthetic._bodies import random_body
+from spectromap.synthetic._places import heterogeneity
 
 #: So many photons that noise is below any tolerance here, and nothing else that disturbs.
 CLEAN = Instrument(
@@ -119,6 +125,59 @@ def test_white_line_areas_follow_the_number_of_3d_holes() -> None:
     spectra = reference_spectra().sel(energy=slice(636, 660))
     area = {name: float(spectra[name].integrate("energy")) for name in ("mn4", "mn3", "mn2")}
     assert area["mn4"] > area["mn3"] > area["mn2"]
+
+
+@pytest.mark.parametrize(
+    ("edge", "component", "peak"),
+    [
+        ("Ni L3", "ni2", 852.9),
+        ("Ni L3", "ni4", 855.5),
+        ("O K", "o_oxidised", 530.8),
+        ("O K", "o_reduced", 532.0),
+    ],
+)
+def test_white_lines_of_the_other_edges(edge: str, component: str, peak: float) -> None:
+    spectra = reference_spectra(edge)
+    before_continuum = spectra[component].sel(energy=slice(None, 533.0 if edge == "O K" else None))
+    assert float(before_continuum.idxmax()) == pytest.approx(peak, abs=0.3)
+
+
+def test_holes_on_oxygen_show_below_the_lines_of_the_reduced_oxide() -> None:
+    spectra = reference_spectra("O K")
+    rise = {
+        str(name): float(values.sel(energy=528.5, method="nearest") - values.sel(energy=524.0))
+        for name, values in spectra.data_vars.items()
+    }
+    assert rise["o_oxidised"] > 4 * rise["o_reduced"] > 0
+
+
+@pytest.mark.parametrize(
+    ("edge", "before", "after"),
+    [
+        ("Mn L3", (575, 625), (690, 700)),
+        ("Ni L3", (806, 840), (895, 905)),
+        ("O K", (450, 525), (580, 590)),
+    ],
+)
+def test_edge_jump_is_that_of_the_tables(
+    edge: str, before: tuple[float, float], after: tuple[float, float]
+) -> None:
+    element = EDGES[edge].element
+    atoms = xraydb.chemparse(Sample().formula)
+    mass = sum(n * xraydb.atomic_mass(s) for s, n in atoms.items())
+    share = 4.25e-7 * atoms[element] * xraydb.atomic_mass(element) / mass
+    low, high = np.linspace(*before, 30), np.linspace(*after, 10)
+    line = np.polyfit(np.log(low), np.log(xraydb.mu_elam(element, low)), 1)
+    others = sum(
+        4.25e-7 * n * xraydb.atomic_mass(s) / mass * xraydb.mu_elam(s, high)
+        for s, n in atoms.items()
+        if s != element
+    )
+    below = share * np.exp(np.polyval(line, np.log(high))) + others
+    jump = share * xraydb.mu_elam(element, high) + others - below
+    for name, values in reference_spectra(edge, energies=high).data_vars.items():
+        # What the white lines leave so far above is a few per cent.
+        np.testing.assert_allclose(values - below, jump, rtol=0.05, err_msg=str(name))
 
 
 @pytest.mark.parametrize("edge", list(EDGES))
@@ -661,7 +720,7 @@ def test_d_may_differ_between_places_and_particles() -> None:
 def test_truth_has_the_groups_and_names_of_a_result() -> None:
     truth = demo().truth
     groups = set(truth["entry"].children)
-    assert groups == set(schema.RESULT_GROUPS) - {"profiles"}
+    assert groups == set(schema.RESULT_GROUPS) - {"profiles", "oxygen"}
     assert truth["entry"].attrs["schema_version"] == schema.SCHEMA_VERSION
     field = maps(demo())
     schema.check_map(field.mn3_fraction, "1")
@@ -788,6 +847,317 @@ def field_names(field: xr.Dataset) -> list[str]:
     """Components of the maps, in order."""
     ending = "_fraction"
     return [str(n).removesuffix(ending) for n in field.data_vars if str(n).endswith(ending)]
+
+
+# ------------------------------------------------------------------------------- several scans
+
+ORIGIN, WRONG_BY = (60.0, -40.0), (35.0, -22.0)
+
+
+@lru_cache(maxsize=1)
+def scans() -> dict[str, Simulation]:
+    """One field at Mn L3, at Ni L3 on coarser pixels that lie elsewhere, and a part of it again."""
+    return simulate_scans(
+        Sample(geometry="lamella", shape="polyhedron", particles=6, radius_nm=(60.0, 90.0)),
+        replace(CLEAN, resolution_nm=16.0),
+        {
+            "mn": Scan(pixel_nm=10.0, shape_px=(110, 130), energies=FEW, drift_px=2.0),
+            "ni": Scan(
+                edge="Ni L3", pixel_nm=12.0, shape_px=(88, 114), origin_nm=ORIGIN,
+                energies=(845.0, 853.0, 855.5, 866.0), origin_error_nm=WRONG_BY, drift_px=2.0,
+            ),
+            "again": Scan(
+                pixel_nm=10.0, shape_px=(60, 60), energies=FEW, origin_nm=(300.0, 400.0)
+            ),
+        },
+        References(amplitude_error=0.02),
+        changes={"ni": {"surface_fraction": 0.9}, "again": {"surface_fraction": 0.65}},
+        seed=3,
+    )  # fmt: skip
+
+
+def absorbed_at(simulation: Simulation, frame: int) -> np.ndarray:
+    """Centroid (y, x), in the coordinates of the file, of what a frame lacks in light."""
+    density = -np.log(transmission(simulation)[frame])
+    y, x = simulation.stack.y.values, simulation.stack.x.values
+    total = density.sum()
+    return np.array([density.sum(axis=1) @ y, density.sum(axis=0) @ x]) / total
+
+
+def test_scans_see_the_same_bodies_at_the_same_places() -> None:
+    main, other, part = scans().values()
+    assert [p.body for p in main.particles] == [p.body for p in other.particles]
+    assert [(p.y, p.x, p.cut_nm) for p in main.particles] == [
+        (p.y, p.x, p.cut_nm) for p in other.particles
+    ]
+    labels = table(part).particle.values
+    assert 0 < labels.size < 6
+    for label, particle in zip(labels, part.particles, strict=True):
+        assert particle.body is main.particles[label - 1].body
+    for simulation in (other, part):
+        offset = np.array([maps(simulation).attrs[f"offset_{axis}_nm"] for axis in "yx"])
+        rows, own = table(main).sel(particle=table(simulation).particle), table(simulation)
+        np.testing.assert_allclose(own.y - offset[0], rows.y, atol=0.5)
+        np.testing.assert_allclose(own.x - offset[1], rows.x, atol=0.5)
+        np.testing.assert_allclose(own.thickness, rows.thickness, rtol=0.01)
+        np.testing.assert_allclose(own.area, rows.area, rtol=0.01)
+    assert not np.array_equal(
+        main.truth["entry/shifts/shift_y"].values, other.truth["entry/shifts/shift_y"].values
+    )
+
+
+def test_the_file_is_wrong_about_where_a_scan_lies_by_the_error_of_its_origin() -> None:
+    main, other, _ = scans().values()
+    assert float(other.stack.y[0]) == pytest.approx(ORIGIN[0] + WRONG_BY[0] + 6)
+    assert float(other.stack.x[0]) == pytest.approx(ORIGIN[1] + WRONG_BY[1] + 6)
+    xr.testing.assert_equal(maps(other).y.drop_vars("y"), other.stack.y.drop_vars("y"))
+    # Before both edges everything absorbs by its thickness alone.
+    seen = []
+    for simulation in (main, other):
+        shifts = simulation.truth["entry/shifts"]
+        moved = [float(shifts.shift_y[0]), float(shifts.shift_x[0])]
+        seen.append(absorbed_at(simulation, 0) - moved)
+    np.testing.assert_allclose(seen[1] - seen[0], WRONG_BY, atol=1.0)
+    assert maps(other).attrs["offset_y_nm"] == WRONG_BY[0]
+    assert maps(other).attrs["offset_x_nm"] == WRONG_BY[1]
+    assert maps(main).attrs["offset_y_nm"] == 0
+
+
+def test_first_scan_is_what_a_single_simulation_makes() -> None:
+    main = scans()["mn"]
+    single = simulate(
+        Sample(geometry="lamella", shape="polyhedron", particles=6, radius_nm=(60.0, 90.0)),
+        replace(CLEAN, resolution_nm=16.0),
+        Scan(pixel_nm=10.0, shape_px=(110, 130), energies=FEW, drift_px=2.0),
+        References(amplitude_error=0.02),
+        seed=3,
+    )
+    xr.testing.assert_identical(single.stack, main.stack)
+
+
+def test_truth_of_the_main_scan_holds_the_others_on_its_grid() -> None:
+    main, other, part = scans().values()
+    entry = main.truth["entry"]
+    seen, field = entry["maps_ni"].to_dataset(), maps(main)
+    xr.testing.assert_equal(seen.y, field.y)
+    assert seen.attrs["fraction"] == "ni2"
+    assert seen.attrs["edge"] == "Ni L3"
+    inside = np.isfinite(seen.thickness.values)
+    assert 0.6 < inside.mean() < 1
+    np.testing.assert_allclose(
+        seen.thickness.values[inside], field.thickness.values[inside], atol=6.0
+    )
+    difference = seen.thickness.values[inside] - field.thickness.values[inside]
+    assert difference.std() < 0.5
+    # The mean over each particle is the one that its own grid gives.
+    labels, whole = field.particle_label.values, entry["particles"].to_dataset()
+    np.testing.assert_allclose(whole.ni2_fraction, table(other).ni2_fraction)
+    for label in whole.particle.values:
+        mine = (labels == label) & inside
+        if mine.sum() == (labels == label).sum():
+            thickness = seen.thickness.values[mine]
+            mean = np.nansum(seen.ni2_fraction.values[mine] * thickness) / thickness.sum()
+            assert mean == pytest.approx(float(whole.ni2_fraction.sel(particle=label)), abs=0.005)
+    assert np.all(whole.ni2_fraction > whole.mn3_fraction + 0.05)
+    assert "spectra_ni" in entry
+    again = entry["maps_again"].to_dataset()
+    both = again.thickness.values > 20
+    assert np.isnan(again.thickness.values).mean() > 0.7
+    assert 0.02 < (again.mn3_fraction - field.mn3_fraction).values[both].mean() < 0.05
+    assert np.all(table(part).mn3_fraction > whole.mn3_fraction.sel(particle=table(part).particle))
+
+
+def test_scans_have_their_own_noise_and_each_edge_its_own_faults_of_references() -> None:
+    main, other, part = scans().values()
+    xr.testing.assert_identical(main.given_references, part.given_references)
+
+    def fault(simulation: Simulation, component: str) -> float:
+        given, true = simulation.given_references[component], simulation.references[component]
+        return float((given / true).mean())
+
+    assert abs(fault(main, "mn4") - fault(other, "ni4")) > 1e-4
+    again = simulate_scans(
+        replace(SOME, particles=1), replace(CLEAN, photons=100.0), {"a": SMALL, "b": SMALL}, seed=1
+    )
+    assert not np.array_equal(again["a"].stack.values, again["b"].stack.values)
+    xr.testing.assert_equal(maps(again["a"]).thickness, maps(again["b"]).thickness)
+
+
+def test_open_columns_of_further_scans_are_open() -> None:
+    for name, simulation in scans().items():
+        if simulation.run["i0"] == "auto":
+            continue
+        y0, y1, x0, x1 = simulation.run["i0"]["region"]
+        strip = transmission(simulation)[:, y0:y1, x0:x1]
+        np.testing.assert_allclose(strip.mean(axis=(1, 2)), 1, atol=2e-3, err_msg=name)
+    assert scans()["again"].run["i0"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"changes": {"b": {"radius_nm": (20.0, 30.0)}}}, "changes.b"),
+        ({"changes": {"c": {"photons": 10.0}}}, "changes"),
+        ({"scans": {"a b": SMALL}}, "scans"),
+        ({"scans": {}}, "scans"),
+    ],
+)
+def test_scans_that_make_no_sense_are_refused(options: dict[str, Any], where: str) -> None:
+    given: dict[str, Any] = {"scans": {"a": SMALL, "b": SMALL}} | options
+    with pytest.raises(schema.InputError) as caught:
+        simulate_scans(SOME, CLEAN, **given)
+    assert caught.value.where == where
+
+
+def test_files_of_several_scans(tmp_path: Path) -> None:
+    from spectromap.io import als, results, spectra
+
+    description = write_scans(scans(), tmp_path, "als")
+    run = yaml.safe_load(description.read_text(encoding="utf-8"))
+    assert {**run, "scans": None} == {**scans()["mn"].run, "stack": "stack.hdr", "scans": None}
+    assert set(run["scans"]) == {"ni", "again"}
+    assert run["scans"]["again"] == {"stack": "again.hdr", "i0": "auto"}
+    entry = run["scans"]["ni"]
+    assert entry["edge"] == "Ni L3"
+    assert entry["fraction"] == "ni2"
+    assert "instrument" not in entry
+    stack = als.open(tmp_path / entry["stack"])
+    np.testing.assert_allclose(stack.y, scans()["ni"].stack.y, atol=0.01)
+    np.testing.assert_allclose(stack.x, scans()["ni"].stack.x, atol=0.01)
+    np.testing.assert_allclose(stack.values, scans()["ni"].stack.values, rtol=1e-6)
+    for component, reference in entry["references"].items():
+        told = spectra.read_spectrum(tmp_path / reference["file"])
+        np.testing.assert_allclose(told, scans()["ni"].given_references[component], rtol=1e-6)
+    truth = results.read_result(tmp_path / "truth.h5")
+    assert {"maps_ni", "maps_again", "spectra_ni"} <= set(truth["entry"].children)
+    assert truth["entry/maps_ni"].attrs["offset_y_nm"] == WRONG_BY[0]
+    assert not list(tmp_path.glob("*.part"))
+
+
+# ------------------------------------------------------------------------------- truth by place
+
+
+def placed_table(**effects: float) -> xr.Dataset:
+    """Particles of known fraction: in large agglomerates 1 to 3, small ones 4 and 5, and loose."""
+    rng = np.random.default_rng(5)
+    owner = np.repeat([0, 1, 2, 3, 4, 5], [20, 24, 18, 30, 12, 11])
+    depth = np.where(owner > 0, rng.uniform(100, 1500, owner.size), np.nan)
+    place = np.where(owner == 0, "outside", np.where(depth < 700, "exterior", "interior"))
+    thickness = rng.uniform(50, 100, owner.size) - 15 * (owner == 0)
+    values = 0.5 - 0.002 * thickness
+    values -= effects.get("inside", 0.0) * np.isin(owner, [1, 2, 3])
+    values -= effects.get("interior", 0.0) * ((place == "interior") & (owner < 4))
+    values += effects.get("per_nm", 0.0) * np.nan_to_num(depth) * (owner < 4)
+    level = np.array([0.0, 0.0, 0.02, -0.02, 0.0, 0.01])
+    columns = {
+        "mn3_fraction": values + level[owner] * effects.get("levels", 0.0),
+        "thickness": thickness,
+        "depth": depth,
+        "agglomerate": owner,
+        "place": place.astype(object),
+        "at_border": np.arange(owner.size) == 3,
+        "area": np.where(owner > 3, 3e3, 3e4),
+    }
+    rows = xr.Dataset({name: ("particle", column) for name, column in columns.items()})
+    return rows.assign_coords(particle=np.arange(1, owner.size + 1))
+
+
+def by_contrast(result: xr.Dataset, name: str = "difference") -> dict[str, float]:
+    return dict(zip(result.contrast.values, result[name].values, strict=True))
+
+
+def test_truth_by_place_is_what_was_put_in() -> None:
+    rows = placed_table(inside=0.1, interior=0.06, levels=1.0)
+    truth = heterogeneity(rows, "mn3", 3)
+    large = by_contrast(truth, "difference_large")
+    values, owner = rows.mn3_fraction.values, rows.agglomerate.values
+    kept = ~rows.at_border.values
+    assert large["outside-inside"] == pytest.approx(
+        values[kept & (owner == 0)].mean() - values[np.isin(owner, [1, 2, 3])].mean()
+    )
+    assert large["exterior-interior at equal thickness"] == pytest.approx(0.06, abs=1e-12)
+    # Small agglomerates have no such difference, and dilute it where all are taken together.
+    assert by_contrast(truth)["exterior-interior at equal thickness"] < 0.058
+    deeper = heterogeneity(placed_table(per_nm=-5e-5), "mn3", 3)
+    assert float(deeper.depth_trend_large[1]) == pytest.approx(-5e-5, abs=1e-12)
+    assert float(deeper.depth_trend[1]) > -4.9e-5
+    nothing = heterogeneity(placed_table(), "mn3", 3)
+    for name, value in by_contrast(nothing).items():
+        if "equal thickness" in name:
+            assert value == pytest.approx(0, abs=1e-12), name
+        elif name == "outside-inside":
+            assert value == pytest.approx(0.03, abs=0.015)
+
+
+def test_truth_by_place_is_what_the_statistics_find_without_noise() -> None:
+    rows = placed_table(inside=0.1, interior=0.06, per_nm=-2e-5, levels=1.0)
+    # A plain curve in thickness, so that the ways to adjust for it differ.
+    rows["mn3_fraction"] = rows.mn3_fraction + 2e-5 * (rows.thickness - 75) ** 2
+    truth = heterogeneity(rows, "mn3", 3)
+    found = statistics(rows.assign(used=~rows.at_border), "mn3")
+    assert list(truth.contrast.values) == list(found.contrast.values)
+    np.testing.assert_allclose(truth.difference, found.difference, atol=1e-10)
+    np.testing.assert_array_equal(truth.count_a, found.count_a)
+    np.testing.assert_array_equal(truth.count_b, found.count_b)
+    assert list(truth.trend.values) == list(found.trend.values)
+    np.testing.assert_allclose(truth.depth_trend, found.depth_trend, atol=1e-13)
+
+
+def test_truth_without_agglomerates_or_particles_is_unknown() -> None:
+    for particles in (0, 2):
+        simulation = simulate(replace(SOME, particles=particles), CLEAN, SMALL, seed=1)
+        truth = simulation.truth["entry/heterogeneity"].to_dataset()
+        assert np.isnan(truth.difference.values).all()
+        assert np.isnan(truth.depth_trend.values).all()
+
+
+# ------------------------------------------------------------------------------- a whole electrode
+
+FEW_BODIES = Extent(size_px=150, agglomerates=1, primaries=14, small_agglomerates=0, particles=4)
+
+
+@lru_cache(maxsize=2)
+def whole_electrode(state: Any) -> dict[str, Simulation]:
+    return wide_electrode(2, state=state, extent=FEW_BODIES)
+
+
+def test_charged_electrode_shows_at_the_other_edges() -> None:
+    electrode = whole_electrode("charged")
+    assert list(electrode) == ["mn_l3", "ni_l3", "o_k"]
+    assert [s.run["edge"] for s in electrode.values()] == ["Mn L3", "Ni L3", "O K"]
+    steps = [float(s.stack.y[1] - s.stack.y[0]) for s in electrode.values()]
+    np.testing.assert_allclose(steps, [50, 60, 70])
+    main = electrode["mn_l3"]
+    assert main.run["sample"]["state"] == "charged"
+    assert main.run["sample"]["cycles"] == 125
+    rows = main.truth["entry/particles"].to_dataset()
+    assert float(rows.mn3_fraction.max()) < 0.07
+    for name in ("ni2_fraction", "o_reduced_fraction"):
+        assert rows[name].mean() > 0.3
+        assert rows[name].sel(particle=rows.place == "outside").mean() > (
+            rows[name].sel(particle=rows.place == "interior").mean() + 0.05
+        )
+    assert np.all(rows.overlap < 1.05)
+    assert rows.thickness.max() <= 100.0
+    offsets = [maps(s).attrs["offset_y_nm"] for s in electrode.values()]
+    assert offsets[0] == 0
+    assert min(abs(offset) for offset in offsets[1:]) > 70
+
+
+def test_discharged_electrode_has_a_repeat_of_one_agglomerate() -> None:
+    electrode = whole_electrode("discharged")
+    main, repeat = electrode["mn_l3"], electrode["repeat"]
+    assert main.truth["entry/heterogeneity/difference"].values[0] > 0.05
+    both = table(main).sel(particle=table(repeat).particle)
+    assert np.sum(both.agglomerate.values == 1) == 14
+    assert not table(repeat).at_border.values[both.agglomerate.values == 1].any()
+    change = table(repeat).mn3_fraction - both.mn3_fraction
+    np.testing.assert_allclose(change, 0.02, atol=0.003)
+    # The other state is the same electrode.
+    charged = whole_electrode("charged")["mn_l3"]
+    assert [(p.y, p.x, p.cut_nm) for p in main.particles] == [
+        (p.y, p.x, p.cut_nm) for p in charged.particles
+    ]
 
 
 # ------------------------------------------------------------------------------- refusals, files

@@ -6,16 +6,13 @@ a field without any, gives a figure that says so. Nothing here touches pyplot or
 state. Maps are drawn with y upwards; error bars are 1 sigma unless the axis says otherwise.
 
 `maps`, `spectra` (along the energy), `fits` (profiles and models), `coefficients` (one value a
-particle), `places` (inside and outside) and `truth` hold the figures, `_canvas` what all of them
-need.
+particle), `places` (inside and outside), `agglomerates`, `thickness` (and other edges), `spread`
+(how much particles differ), `balance` (oxygen), `repeats`, `states` (several results) and `truth`
+hold the figures, `_canvas` what all of them need. `catalogue` lists them and writes all to files,
+`data` reads the numbers behind them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import xarray as xr
 
 from spectromap.figures._canvas import (
     DPI,
@@ -25,7 +22,17 @@ from spectromap.figures._canvas import (
     save_figure,
     to_png,
 )
+from spectromap.figures.agglomerates import agglomerates_figure, one_agglomerate_figure
+from spectromap.figures.balance import oxygen_figure
+from spectromap.figures.catalogue import (
+    FIGURES,
+    PAPER_CAPTIONS,
+    PAPER_FIGURES,
+    SERIES_FIGURES,
+    write_figures,
+)
 from spectromap.figures.coefficients import D_figure, shell_figure
+from spectromap.figures.data import figure_images, figure_rows
 from spectromap.figures.fits import (
     group_profiles_figure,
     particle_fits,
@@ -40,52 +47,74 @@ from spectromap.figures.maps import (
     thickness_map,
 )
 from spectromap.figures.places import heterogeneity_figure
+from spectromap.figures.repeats import repeats_figure
 from spectromap.figures.spectra import i0_figure, mean_spectrum, shifts_figure
+from spectromap.figures.spread import (
+    correlation_figure,
+    depth_figure,
+    primaries_figure,
+    variance_figure,
+)
+from spectromap.figures.states import (
+    growth_figure,
+    release_figure,
+    state_differences_figure,
+    state_distributions_figure,
+    state_profiles_figure,
+    state_spectra_figure,
+)
+from spectromap.figures.thickness import (
+    charged_maps_figure,
+    charged_thickness_figure,
+    thickness_figure,
+)
 from spectromap.figures.truth import truth_comparison
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = [
     "DPI",
     "FIGURES",
     "NOTE",
+    "PAPER_CAPTIONS",
+    "PAPER_FIGURES",
+    "SERIES_FIGURES",
     "D_figure",
+    "agglomerates_figure",
+    "charged_maps_figure",
+    "charged_thickness_figure",
     "chi2_map",
     "component_label",
+    "correlation_figure",
+    "depth_figure",
+    "figure_images",
+    "figure_rows",
     "fraction_map",
     "fraction_name",
     "group_profiles_figure",
+    "growth_figure",
     "heterogeneity_figure",
     "i0_figure",
     "label_map",
     "mean_spectrum",
+    "one_agglomerate_figure",
+    "oxygen_figure",
     "particle_fits",
+    "primaries_figure",
     "profiles_figure",
+    "release_figure",
     "reliable_pixels",
+    "repeats_figure",
     "representative_fits",
     "save_figure",
     "shell_figure",
     "shifts_figure",
+    "state_differences_figure",
+    "state_distributions_figure",
+    "state_profiles_figure",
+    "state_spectra_figure",
+    "thickness_figure",
     "thickness_map",
     "to_png",
     "truth_comparison",
+    "variance_figure",
+    "write_figures",
 ]
-
-#: The figures of a report, in its order; each takes the tree of a result.
-FIGURES: dict[str, Callable[[xr.DataTree], Figure | None]] = {
-    "fraction_map": fraction_map,
-    "thickness_map": thickness_map,
-    "chi2_map": chi2_map,
-    "label_map": label_map,
-    "mean_spectrum": mean_spectrum,
-    "group_profiles": group_profiles_figure,
-    "profiles": profiles_figure,
-    "representative_fits": representative_fits,
-    "particle_fits": particle_fits,
-    "D": D_figure,
-    "shell": shell_figure,
-    "heterogeneity": heterogeneity_figure,
-    "shifts": shifts_figure,
-    "i0": i0_figure,
-}

@@ -62,12 +62,19 @@ MODEL_COLOURS = {
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
+#: The label of what joins or fills data that are drawn by themselves.
+DECORATION = "_decoration"
 #: The gid of a figure that only says why there is nothing to see.
 NOTE = "note"
 WIDTH_IN = 6.6
+#: One and two columns of a journal, 89 and 183 mm.
+SINGLE_IN, DOUBLE_IN = 89 / 25.4, 183 / 25.4
+#: Text stays text in files of drawings, and the same figure is the same file.
+FILE_STYLE: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "spectromap"}
+UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 DPI = 200
 #: Maps are drawn with at most so many pixels a side: a page shows no more.
-MOST_DRAWN_PIXELS = 1200
+MOST_DRAWN_PIXELS = 1600
 
 
 def styled(
@@ -256,14 +263,54 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) ->
             f"'{file.suffix}' is no figure format", where=file, remedy=f"Use {', '.join(known)}."
         )
     try:
-        figure.savefig(file, dpi=dpi, bbox_inches="tight", pad_inches=0.06)
+        save_as(figure, file, file.suffix.lstrip(".").lower(), dpi, tight=True)
     except OSError as error:
         raise FileError(f"the figure could not be written ({error})", where=file) from error
     return file
+
+
+def save_as(figure: Figure, file: Path, form: str, dpi: int, *, tight: bool = False) -> None:
+    """Write a figure in a format; `tight` cuts its white margins, and with them its width."""
+    import matplotlib as mpl
+
+    options: dict[str, Any] = {"metadata": UNDATED[form]} if form in UNDATED else {}
+    if tight:
+        options |= {"bbox_inches": "tight", "pad_inches": 0.06}
+    with mpl.rc_context(FILE_STYLE):
+        figure.savefig(file, format=form, dpi=dpi, **options)
+
+
+def other_maps(tree: xr.DataTree) -> dict[str, xr.Dataset]:
+    """Groups of maps of other edges, reduced as by `overview_of`, by their names in the run."""
+    entry = tree.children.get("entry")
+    found: dict[str, xr.Dataset] = {}
+    mapped = fraction_name(tree)
+    for name in [] if entry is None else entry.children:
+        maps = overview_of(tree, name) if name.startswith("maps_") else None
+        fraction = "" if maps is None else str(maps.attrs.get("fraction", ""))
+        if maps is not None and f"{fraction}_fraction" in maps and fraction != mapped:
+            found[name.removeprefix("maps_")] = maps
+    return found
+
+
+def draw_cloud(
+    axes: Axes, x: FloatArray, y: FloatArray, errors: FloatArray, *, most: int, **options: Any
+) -> None:
+    """Particles as points with error bars: fainter and smaller where there are hundreds.
+
+    `most` is how many the axes hold in all.
+    """
+    look: dict[str, Any] = {"alpha": 0.85, "markersize": 4.0}
+    if most >= 60:
+        look = {"alpha": 0.5, "markersize": 3.0, "markeredgewidth": 0}
+    if most >= 200:
+        look = {"alpha": 0.28, "markersize": 2.2, "markeredgewidth": 0}
+    draw_points(axes, x, y, errors, **look | options)
 
 
 def draw_points(axes: Axes, x: Any, y: FloatArray, errors: FloatArray, **options: Any) -> None:
     """Points with error bars where there are errors."""
     bars = np.where(np.isfinite(errors), errors, 0.0)
     defaults: dict[str, Any] = {"color": INK, "markersize": 3.2, "elinewidth": 0.8}
-    axes.errorbar(x, y, yerr=bars, marker="o", linestyle="none", **defaults | options)
+    defaults |= {"marker": "o", "linestyle": "none"}
+    axes.errorbar(x, y, yerr=bars, **defaults | options)

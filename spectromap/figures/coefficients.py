@@ -219,14 +219,18 @@ def _draw_row(axes: Axes, position: int, row: Row) -> None:
         if row["bound"] < 1:
             ends = [row["at"] * 10 ** (sign * row["bound"]) for sign in (-1, 1)]
             axes.plot(
-                ends, [position] * 2, color=INK, alpha=0.15, linewidth=6, solid_capstyle="butt"
-            )
-        axes.plot([row["low"], row["high"]], [position] * 2, color=colour, linewidth=1.6)
+                ends, [position] * 2, color=INK, alpha=0.15, linewidth=6, solid_capstyle="butt",
+                label="_Cramér-Rao bound",
+            )  # fmt: skip
+        ends, name = [row["low"], row["high"]], "_68 % interval"
+        axes.plot(ends, [position] * 2, color=colour, linewidth=1.6, label=name)
         face = colour if row["counted"] else "white"
-        axes.plot(row["at"], position, "o", color=colour, markerfacecolor=face, markersize=5)
+        axes.plot(row["at"], position, "o", color=colour, markerfacecolor=face, markersize=5,
+                  label="_value" if row["counted"] else "_value, not pooled")  # fmt: skip
         return
     end = row["at"] * (10**-ARROW if row["kind"] == "upper" else 10**ARROW)
-    axes.plot(row["at"], position, "|", color=colour, markersize=8, markeredgewidth=1.6)
+    axes.plot(row["at"], position, "|", color=colour, markersize=8, markeredgewidth=1.6,
+              label=f"_{row['kind']} limit")  # fmt: skip
     arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=(end, position), xytext=(row["at"], position), arrowprops=arrow)
 

@@ -36,6 +36,7 @@ __all__ = ["chi2_map", "fraction_map", "label_map", "reliable_pixels", "thicknes
 MICROMETRES_FROM_NM = 3000.0
 MAP_WIDTH_IN = 5.0
 MOST_NUMBERED_PARTICLES = 80
+MOST_VECTOR_LINES = 20_000
 
 
 def map_size(maps: xr.Dataset, panels: int = 1) -> tuple[float, float]:
@@ -54,7 +55,7 @@ def _edges(centres: Any) -> FloatArray:
     return np.array([centres[0] - step / 2, centres[-1] + step / 2])
 
 
-def _length_scale(maps: xr.Dataset) -> tuple[float, str]:
+def length_scale(maps: xr.Dataset) -> tuple[float, str]:
     """Factor from nm to the unit of the axes, and that unit."""
     extent = max(float(np.ptp(_edges(maps[dim].values))) for dim in ("y", "x"))
     return (1e-3, "µm") if extent >= MICROMETRES_FROM_NM else (1.0, "nm")
@@ -77,7 +78,7 @@ def draw_map(
     **options: Any,
 ) -> AxesImage:
     """A map with y upwards, its axes in nm or um and a scale bar; NaN is pale grey."""
-    scale, unit = _length_scale(maps)
+    scale, unit = length_scale(maps)
     bottom, top = _edges(maps["y"].values) * scale
     left, right = _edges(maps["x"].values) * scale
     axes.set_facecolor(PALE)
@@ -156,7 +157,7 @@ def draw_outlines(axes: Axes, maps: xr.Dataset, labels: NDArray[Any], **options:
     """Lines along the pixel edges where a label changes, so that neighbours stay apart."""
     from matplotlib.collections import LineCollection
 
-    scale, _ = _length_scale(maps)
+    scale, _ = length_scale(maps)
     ny, nx = labels.shape
     (bottom, top), (left, right) = (_edges(maps[dim].values) * scale for dim in ("y", "x"))
     y = np.linspace(float(bottom), float(top), ny + 1)
@@ -167,10 +168,12 @@ def draw_outlines(axes: Axes, maps: xr.Dataset, labels: NDArray[Any], **options:
     level.append(np.stack([x[column + 1], y[row], x[column + 1], y[row + 1]], axis=1))
     lines = np.concatenate(level).reshape(-1, 2, 2)
     drawn = LineCollection(list(lines), capstyle="projecting", **options)
+    # More short lines than that make a drawing of tens of megabytes.
+    drawn.set_rasterized(len(lines) > MOST_VECTOR_LINES)
     axes.add_collection(drawn, autolim=False)
 
 
-def _line_scale(labels: NDArray[Any]) -> float:
+def line_scale(labels: NDArray[Any]) -> float:
     """Factor for the width of outlines: thin ones where particles are small on the page."""
     count = max(np.unique(labels).size - 1, 1)
     size = np.sqrt(np.count_nonzero(labels) / count)
@@ -298,7 +301,7 @@ def fraction_map(
     image = draw_map(axes, maps, values, cmap="viridis", vmin=limits[0], vmax=limits[1])
     if outlines and "particle_label" in maps:
         labels = maps["particle_label"].values
-        width = _line_scale(labels)
+        width = line_scale(labels)
         draw_outlines(axes, maps, labels, colors="white", linewidths=1.4 * width)
         draw_outlines(axes, maps, labels, colors=INK, linewidths=0.5 * width)
     colour_bar(axes, image, f"{component_label(fraction)} fraction", extension(values, limits))
@@ -369,7 +372,7 @@ def chi2_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     image = draw_map(axes, maps, values, cmap="magma", vmin=limits[0], vmax=limits[1])
     if "particle_label" in maps:
         labels = maps["particle_label"].values
-        draw_outlines(axes, maps, labels, colors="white", linewidths=0.6 * _line_scale(labels))
+        draw_outlines(axes, maps, labels, colors="white", linewidths=0.6 * line_scale(labels))
     colour_bar(axes, image, "χ² per degree of freedom", extension(values, limits))
     return figure
 
@@ -427,7 +430,7 @@ def label_map(tree: xr.DataTree, *, group: str = "maps") -> Figure | None:
     draw_map(axes, maps, np.where(image[..., 3:] > 0, image, 1.0))
     if "agglomerate_label" in maps:
         outer = maps["agglomerate_label"].values
-        draw_outlines(axes, maps, outer, colors=INK, linewidths=_line_scale(labels))
+        draw_outlines(axes, maps, outer, colors=INK, linewidths=line_scale(labels))
     _number_particles(axes, maps, labels)
     if unused:
         axes.set_title(f"{np.unique(labels[labels > 0]).size} particles; grey: left out")
@@ -442,7 +445,7 @@ def _number_particles(axes: Axes, maps: xr.Dataset, labels: NDArray[Any]) -> Non
     present = np.unique(labels[labels > 0])
     if present.size > MOST_NUMBERED_PARTICLES:
         return
-    scale, _ = _length_scale(maps)
+    scale, _ = length_scale(maps)
     centres = ndimage.center_of_mass(labels > 0, labels, present)
     y = np.interp([c[0] for c in centres], np.arange(labels.shape[0]), maps["y"].values) * scale
     x = np.interp([c[1] for c in centres], np.arange(labels.shape[1]), maps["x"].values) * scale

@@ -14,11 +14,12 @@ from spectromap.figures._canvas import (
     GREY,
     INK,
     ORANGE,
+    PALE,
     RED,
     SIGMA,
     WIDTH_IN,
     component_label,
-    draw_points,
+    draw_cloud,
     errors_of,
     fraction_name,
     group_of,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["heterogeneity_figure"]
 
+#: How the names of contrasts at equal thickness end.
+EQUAL = " at equal thickness"
+MINUS = "\N{MINUS SIGN}"
 PLACE_COLOURS = dict(zip(PLACES, (RED, ORANGE, BLUE), strict=True))
 
 
@@ -61,7 +65,8 @@ def heterogeneity_figure(tree: xr.DataTree) -> Figure | None:
     count = 0 if particles is None else particles.sizes.get("particle", 0)
     if not known.any() and count == 0:
         return note_figure("No particles, so nothing to compare.")
-    figure = new_figure(WIDTH_IN + 1.6, 3.2)
+    rows = contrasts.sizes["contrast"]
+    figure = new_figure(WIDTH_IN + 1.6, float(np.clip(0.9 + 0.45 * rows, 3.2, 9.0)))
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
     _draw_places(left, particles, fraction)
     _draw_contrasts(right, contrasts, known, fraction)
@@ -70,6 +75,8 @@ def heterogeneity_figure(tree: xr.DataTree) -> Figure | None:
 
 def _draw_places(axes: Axes, particles: xr.Dataset | None, fraction: str) -> None:
     """Fraction of every particle against its thickness."""
+    from matplotlib.lines import Line2D
+
     axes.set_xlabel("mean thickness of a particle [nm]")
     axes.set_ylabel(f"{component_label(fraction)} fraction (±1{SIGMA})")
     name = f"{fraction}_fraction"
@@ -81,35 +88,66 @@ def _draw_places(axes: Axes, particles: xr.Dataset | None, fraction: str) -> Non
     for place in sorted(set(places), key=lambda p: PLACES.index(p) if p in PLACES else 9):
         here = places == place
         options = {"color": PLACE_COLOURS.get(place, GREY), "label": place or "all"}
-        draw_points(axes, thickness[here], values[here], errors[here], **options, markersize=4.5)
+        draw_cloud(axes, thickness[here], values[here], errors[here], most=places.size, **options)
     axes.margins(0.1)
-    axes.legend(loc="best")
+    handles = [
+        Line2D([], [], color=PLACE_COLOURS.get(name, GREY), marker="o", linestyle="none",
+               markersize=5, label=name)
+        for name in axes.get_legend_handles_labels()[1]
+    ]  # fmt: skip
+    axes.legend(handles=handles, loc="best")
 
 
 def _draw_contrasts(
     axes: Axes, contrasts: xr.Dataset, known: NDArray[np.bool_], fraction: str
 ) -> None:
-    """Differences with intervals, one row each, the first on top."""
+    """Differences with intervals, one row each, the first on top, questions apart."""
     difference, low, high, p = (
         numbers_of(contrasts, name) for name in ("difference", "low", "high", "p_value")
     )
-    names = [textwrap.fill(str(n), 20) for n in contrasts["contrast"].values]
+    full = [str(n) for n in contrasts["contrast"].values]
+    names = [textwrap.fill(name.replace(", ", ",\n", 1), 22) for name in full]
     rows = np.arange(len(names))[::-1]
     axes.axvline(0, color=GREY, linewidth=0.8)
     for row, index in zip(rows, range(len(names)), strict=True):
+        if index and full[index].split(EQUAL)[0] != full[index - 1].split(EQUAL)[0]:
+            axes.axhline(row + 0.5, color=PALE, linewidth=0.8)
         if not known[index]:
             _draw_untestable(axes, int(row))
             continue
-        axes.plot([low[index], high[index]], [row, row], color=INK, linewidth=1.6)
-        axes.plot(difference[index], row, "o", color=INK, markersize=5)
-        text = f"p = {p[index]:.2g}" if p[index] >= 0.001 else "p < 0.001"
+        ends = np.array([[difference[index] - low[index]], [high[index] - difference[index]]])
+        axes.errorbar(
+            [difference[index]], [row], xerr=ends, fmt="o", color=INK, elinewidth=1.6,
+            markersize=5, label="_difference",
+        )  # fmt: skip
         if np.isfinite(p[index]):
-            axes.annotate(text, (difference[index], row), xytext=(0, 6), fontsize=8,
-                          textcoords="offset points", ha="center")  # fmt: skip
+            axes.annotate(_p_text(p[index]), (difference[index], row), xytext=(0, 5), fontsize=8,
+                          textcoords="offset points", ha="center", va="bottom")  # fmt: skip
     axes.set_yticks(rows, names)
-    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_ylim(-0.6, len(names) - 0.3)
     axes.margins(x=0.15)
-    axes.set_xlabel(f"difference in {component_label(fraction)} fraction (95 %)")
+    percent = round(100 * float(contrasts.attrs.get("confidence", 0.95)))
+    axes.set_xlabel(f"difference in {component_label(fraction)} fraction ({percent} %)")
+
+
+def _p_text(p: float) -> str:
+    """A p-value for the eye."""
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def contrast_text(contrasts: xr.Dataset | None, name: str) -> str:
+    """A difference and its interval in words; empty where there is no such contrast."""
+    needed = {"contrast", "difference", "low", "high"}
+    if contrasts is None or not needed <= set(contrasts.variables):
+        return ""
+    if name not in contrasts["contrast"].values:
+        return ""
+    one = contrasts.sel(contrast=name)
+    value, low, high = (float(one[n]) for n in ("difference", "low", "high"))
+    if not np.isfinite(value):
+        return "not testable"
+    percent = round(100 * float(contrasts.attrs.get("confidence", 0.95)))
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f}, {percent} %)".replace("-", MINUS)
 
 
 def _draw_untestable(axes: Axes, row: int) -> None:

@@ -9,7 +9,7 @@ voxels and not at their stairs. Diffusion is solved once per body, in D t, and t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
-from spectromap._numerics import gaussian_blur
+from spectromap._numerics import gaussian_blur, vertex
 from spectromap.radial._solve import Voxels, columns, deep_columns
 from spectromap.schema import InputError
 
-__all__ = ["Solid", "progress", "section_bodies", "shell", "whole_body"]
+__all__ = ["Solid", "outward_shift", "progress", "section_bodies", "shell", "whole_body"]
 
 Array = NDArray[np.floating[Any]]
 Slab = tuple[float, float]
 
+#: A body is at least this high [nm], whatever the thickness map says.
+LEAST_HEIGHT = 0.1
 #: Attenuation per nm that a thickness map answers to at a blurred rim: what an L3 stack of a
 #: transition-metal oxide gives, within 10 % for 40 to 250 nm.
 ATTENUATION_PER_NM = 0.015
@@ -44,6 +46,10 @@ NOISE_SHARE = 0.02
 #: ... never finer than this part of the FWHM of the optics, in so many rounds.
 FINEST_DETAIL = 0.4
 ROUNDS = 4
+#: Outlines are moved by up to so many of their standard errors, ...
+MOST_STEPS = 5
+#: ... judged by the thickness as far outside as the blur reaches, in its FWHM.
+BLUR_REACH = 1.3
 #: Cut heights that are tried for a section.
 CUTS = 8
 #: Rims that are tried where the equator is in the section.
@@ -372,6 +378,7 @@ def _crop(
     pixel: tuple[float, float],
     resolution_nm: float,
     cells: int,
+    outward_nm: float = 0.0,
 ) -> _Crop:
     """Check what was measured, and bring it to square pixels without gaps."""
     maps = [np.asarray(m, dtype=float) for m in (thickness, errors, edge_distance)]
@@ -381,7 +388,7 @@ def _crop(
         raise InputError(
             "pixels and cells must be above zero, the resolution not below", where="pixel"
         )
-    distance = _signed_distance(maps[2], pixel)
+    distance = _signed_distance(maps[2], pixel) + outward_nm
     usable = np.isfinite(maps[0]) & np.isfinite(maps[1])
     weight = np.where(usable, 1.0, 0.0)
     thick, error = (np.where(usable, m, 0.0) for m in maps[:2])
@@ -494,19 +501,96 @@ def _misfit(crop: _Crop, model: Array) -> tuple[float, float]:
     return factor, float(np.sum(weight * (crop.thickness - factor * model) ** 2))
 
 
-def _fitted(crop: _Crop, form: Array, exponent: float, width: float) -> tuple[Array, float]:
-    """Logarithm of thickness over the power of the form, on the pixels, and the misfit."""
+def _detail(crop: _Crop) -> float:
+    """Width to which the thickness is followed [nm]."""
+    inside = crop.distance > 0
+    height = max(float(np.median(crop.thickness[inside])), 1e-6)
+    noise = float(np.median(crop.errors[inside])) / height
+    return max(
+        noise * crop.pixel / (2.0 * float(np.sqrt(np.pi)) * NOISE_SHARE),
+        FINEST_DETAIL * crop.resolution,
+        0.6 * crop.pixel,
+    )
+
+
+def _fitted(crop: _Crop, form: Array, exponent: float, width: float) -> tuple[Array, Array]:
+    """Logarithm of thickness over the power of the form, and the blurred model, on the pixels."""
     y, x = crop.centres()
     base = np.maximum(form, 0.0) ** exponent
-    factor, _ = _misfit(crop, crop.seen(base * (crop.thickness.max() / base.max())))
-    level = np.log(factor * crop.thickness.max() / base.max())
+    highest = max(float(crop.thickness.max()), LEAST_HEIGHT)
+    factor, _ = _misfit(crop, crop.seen(base * (highest / base.max())))
+    # Noise that was taken for a particle may have less than nothing on the whole.
+    level = np.log(max(factor * highest, LEAST_HEIGHT) / base.max())
     log = np.full(crop.thickness.shape, level)
     for _ in range(ROUNDS):
         model = crop.seen(base * np.exp(crop.at(log, y, x)))
         log = log + np.log1p(_correction(crop, model, width))
-    model = crop.seen(base * np.exp(crop.at(log, y, x)))
-    _, misfit = _misfit(crop, model)
-    return log, misfit
+    return log, crop.seen(base * np.exp(crop.at(log, y, x)))
+
+
+def outward_shift(
+    thickness: Array,
+    errors: Array,
+    edge_distance: Array,
+    pixel: tuple[float, float],
+    resolution_nm: float,
+    *,
+    cells: int,
+    error_nm: float,
+) -> float:
+    """How far outside of its outline a particle ends, by its thickness.
+
+    Parameters
+    ----------
+    thickness, errors, edge_distance, pixel, resolution_nm, cells
+        As for `whole_body`.
+    error_nm : float
+        Standard error of where the outline lies [nm], which holds the edge where the thickness
+        says little.
+
+    Returns
+    -------
+    float
+        Length [nm], negative for a particle that ends inside of its outline.
+
+    Raises
+    ------
+    InputError
+        Maps of different shape, or no pixel inside of the outline.
+
+    Notes
+    -----
+    The most probable place: the chi square of the thickness of the best body with the moved
+    outline, counted once per resolution element because misfits are alike within one, and that of
+    the outline itself.
+    """
+    crop = _crop(thickness, errors, edge_distance, pixel, resolution_nm, cells)
+    width = _detail(crop)
+    near = crop.distance > -BLUR_REACH * crop.resolution
+    element = np.pi / (4.0 * np.log(2.0)) * (crop.resolution / crop.pixel) ** 2
+    variance = (crop.errors**2 + MODEL_ERROR**2) * max(element, 1.0)
+    y, x = crop.centres()
+
+    def chi2(step: int) -> float:
+        moved = replace(crop, distance=crop.distance + step * error_nm)
+        form = _form(moved, 0.0)
+        on_cells = form.at(form.values, y, x)
+        models = (_fitted(moved, on_cells, e, width)[1] for e in EXPONENTS)
+        rest = (np.sum(((crop.thickness - m) ** 2 / variance)[near]) for m in models)
+        return float(min(rest)) + step**2
+
+    inwards = min(MOST_STEPS, int(crop.distance.max() / error_nm) - 1)
+    if inwards < 1:  # so small that hardly a pixel lies inside
+        return 0.0
+    steps = [-1, 0, 1]
+    found = [chi2(step) for step in steps]
+    while found[-1] == min(found) and steps[-1] < MOST_STEPS:
+        steps.append(steps[-1] + 1)
+        found.append(chi2(steps[-1]))
+    while found[0] == min(found) and steps[0] > -inwards:
+        steps.insert(0, steps[0] - 1)
+        found.insert(0, chi2(steps[0]))
+    return float(error_nm * vertex(np.array(steps, dtype=float), np.array(found)))
 
 
 def whole_body(
@@ -517,6 +601,7 @@ def whole_body(
     resolution_nm: float,
     *,
     cells: int,
+    outward_nm: float = 0.0,
 ) -> Solid:
     """Body of a whole particle from its measured thickness.
 
@@ -532,6 +617,8 @@ def whole_body(
         Full width at half maximum of the blur of the transmitted light [nm].
     cells : int
         Cells of the projected maps along the shorter edge of a pixel.
+    outward_nm : float
+        How far outside of the given outline the particle ends [nm], see `outward_shift`.
 
     Returns
     -------
@@ -543,20 +630,13 @@ def whole_body(
     InputError
         Maps of different shape, or no pixel inside of the outline.
     """
-    crop = _crop(thickness, errors, edge_distance, pixel, resolution_nm, cells)
+    crop = _crop(thickness, errors, edge_distance, pixel, resolution_nm, cells, outward_nm)
     form = _form(crop, 0.0)
     y, x = crop.centres()
     on_cells = form.at(form.values, y, x)
-    inside = crop.distance > 0
-    height = max(float(np.median(crop.thickness[inside])), 1e-6)
-    noise = float(np.median(crop.errors[inside])) / height
-    width = max(
-        noise * crop.pixel / (2.0 * np.sqrt(np.pi) * NOISE_SHARE),
-        FINEST_DETAIL * crop.resolution,
-        0.6 * crop.pixel,
-    )
+    width = _detail(crop)
     fits = [(e, *_fitted(crop, on_cells, e, width)) for e in EXPONENTS]
-    exponent, log, _ = min(fits, key=lambda fit: fit[2])
+    exponent, log, _ = min(fits, key=lambda fit: _misfit(crop, fit[2])[1])
 
     def root(y: Array, x: Array) -> Array:
         swell = np.exp(crop.at(log, y, x) - np.log(2.0))
@@ -604,6 +684,7 @@ def section_bodies(
     section_nm: float,
     *,
     cells: int,
+    outward_nm: float = 0.0,
 ) -> list[Solid]:
     """Uncut bodies of a cut particle, one for each of several heights of the cut.
 
@@ -613,7 +694,7 @@ def section_bodies(
 
     Parameters
     ----------
-    thickness, errors, edge_distance, pixel, resolution_nm, cells
+    thickness, errors, edge_distance, pixel, resolution_nm, cells, outward_nm
         As for `whole_body`.
     section_nm : float
         Thickness of the section [nm].
@@ -631,7 +712,7 @@ def section_bodies(
     """
     if not section_nm > 0:
         raise InputError("a section must be thicker than nothing", where="section_nm")
-    crop = _crop(thickness, errors, edge_distance, pixel, resolution_nm, cells)
+    crop = _crop(thickness, errors, edge_distance, pixel, resolution_nm, cells, outward_nm)
     size = float(np.sqrt(np.count_nonzero(crop.distance > 0) * crop.pixel**2 / np.pi))
     margin = 0.5 * size + 2.0 * crop.pixel
     form = _form(crop, margin)

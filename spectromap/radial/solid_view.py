@@ -17,7 +17,13 @@ from scipy import ndimage, sparse
 
 from spectromap._numerics import fwhm_to_sigma
 from spectromap.radial import MODELS
-from spectromap.radial.body import ATTENUATION_PER_NM, Solid, section_bodies, whole_body
+from spectromap.radial.body import (
+    ATTENUATION_PER_NM,
+    Solid,
+    outward_shift,
+    section_bodies,
+    whole_body,
+)
 from spectromap.radial.context import Context, Optics
 from spectromap.radial.halo import Halo, estimate_halo
 from spectromap.radial.projection import absorption_power, blurred_absorption
@@ -47,6 +53,8 @@ _MOST_BODIES = 4
 _ALIKE = 3.0
 #: Margin around a particle, in resolutions: as far as the blur of its neighbours reaches.
 _MARGIN = 2.0
+#: Outlines that are known better than this [nm] stay: thickness tells no better where facets end.
+_LEAST_EDGE_ERROR_NM = 1.0
 #: Pixels with one of these flags carry no measurement.
 _UNUSABLE = FLAGS["no_data"] | FLAGS["dead"]
 
@@ -263,12 +271,21 @@ class Field:
         Sample and measurement.
     optics : Optics or None
         For the full calculation.
+    edge_error : float
+        Standard error of where outlines lie, in resolutions. Where it is large, edges are placed
+        by the thickness.
     """
 
     def __init__(
-        self, maps: xr.Dataset, bin_nm: float, context: Context, optics: Optics | None
+        self,
+        maps: xr.Dataset,
+        bin_nm: float,
+        context: Context,
+        optics: Optics | None,
+        edge_error: float = 0.0,
     ) -> None:
         self.context, self.bin_nm = context, bin_nm
+        self.edge_nm = edge_error * context.resolution_nm
         self.optics = optics
         self.pixel = pixel_size(maps["thickness"])
         self.labels = np.asarray(maps["particle_label"].values)
@@ -288,6 +305,11 @@ class Field:
         self._shadows: dict[int, Array | None] = {}
         self._in_wings: dict[int, Array] = {}
         self.halo = self._halo()
+
+    @property
+    def places_edges(self) -> bool:
+        """Whether edges are placed by the thickness and not only by outlines."""
+        return self.edge_nm > _LEAST_EDGE_ERROR_NM
 
     def _halo(self) -> Halo:
         """Wings of the point spread function."""
@@ -346,9 +368,13 @@ class Field:
         if self.optics is not None:
             thickness = thickness - self._beyond(label, shadow)
         given = self._given(label, thickness)
+        outward = 0.0
+        if self.places_edges:
+            outward = outward_shift(*given, cells=self.cells, error_nm=self.edge_nm)
         if self.context.geometry == "dispersed":
-            return [whole_body(*given, cells=self.cells)]
-        return section_bodies(*given, float(self.context.section_nm or 0.0), cells=self.cells)
+            return [whole_body(*given, cells=self.cells, outward_nm=outward)]
+        section = float(self.context.section_nm or 0.0)
+        return section_bodies(*given, section, cells=self.cells, outward_nm=outward)
 
     def _shadow(self, label: int) -> Array | None:
         """Projected thickness [nm] on the particle's own crop at first sight; None if tiny."""

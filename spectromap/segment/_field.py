@@ -46,6 +46,8 @@ _STAGES = [
     *[(6, 0.2, 2.5)] * 4,
     *((len(_TERMS), 0.3, width) for width in (4.0, 4.0, 3.0, 3.0, 2.5, 2.5)),
 ]
+#: An error of so many typical ones, and a value of less than so many errors, is no measurement.
+POOR_ERRORS, POOR_SIGNAL = 10.0, 3.0
 #: A pixel is above the background from this many standard deviations of the noise.
 NOISE_LEVELS = 5.0
 
@@ -136,9 +138,17 @@ def _background(smooth: Array, noise: float) -> tuple[Array, float]:
     return np.asarray(rows @ weights @ columns_of.T), scatter
 
 
+def measured(values: Array, errors: Array | None) -> Array:
+    """A map without pixels that are nothing but noise, such as those that few frames have seen."""
+    if errors is None or not np.isfinite(errors).any():
+        return values
+    poor = errors > POOR_ERRORS * float(np.median(errors[np.isfinite(errors)]))
+    return np.where(poor & ~(np.abs(values) > POOR_SIGNAL * errors), np.nan, values)
+
+
 def prepare(thickness: xr.DataArray, errors: Array | None, resolution: float) -> Field | None:
     """Fill, flatten and smooth a map; None where nothing stands out of the noise."""
-    values, valid = filled(np.asarray(thickness.values, float))
+    values, valid = filled(measured(np.asarray(thickness.values, float), errors))
     if not valid.any():
         return None
     pixel = pixel_size(thickness)

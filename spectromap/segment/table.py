@@ -12,6 +12,7 @@ from scipy import fft, ndimage
 
 from spectromap._numerics import fwhm_to_sigma
 from spectromap.schema import FLAGS, LOG, PLACES, InputError, check_map, pixel_size
+from spectromap.segment._field import measured
 from spectromap.segment._grid import (
     Array,
     Crop,
@@ -151,7 +152,7 @@ def _collect(maps: xr.Dataset, fraction: str, resolution: float) -> _Pixels:
         fraction=usable[2],
         fraction_errors=usable[3],
         smooth=smooth,
-        border=_border(np.isfinite(values["thickness"])),
+        border=_border(np.isfinite(measured(values["thickness"], values["thickness_errors"]))),
         owner=labels[tuple(nearest)],
         distance=distance,
         jitter=jitter,

@@ -13,22 +13,25 @@ Voigt lines on tabulated absorption. What happens, in order:
    complex amplitude in ptychography), shifted by the stage drift, and sampled on pixels;
 5. I0, stray light, dark counts and photon noise are added.
 
-`simulate` does all of it; `demo_field` and `electrode_field` are ready-made fields; `write` leaves
-a beamline file, references, the truth and a run description in a folder.
+`simulate` does all of it, `simulate_scans` for several scans of one sample; `demo_field`,
+`electrode_field` and `wide_electrode` are ready-made; `write` and `write_scans` leave beamline
+files, references, the truth and a run description in a folder.
 """
 
 from __future__ import annotations
 
 from spectromap.synthetic._bodies import Particle, Polyhedron, Sphere, Superellipsoid
 from spectromap.synthetic._fields import crank_sphere, diffuse, surface_distance
-from spectromap.synthetic._files import write
+from spectromap.synthetic._files import write, write_scans
 from spectromap.synthetic._options import Instrument, References, Sample, Scan, Simulation
+from spectromap.synthetic._scans import Extent, simulate_scans, wide_electrode
 from spectromap.synthetic._simulate import demo_field, electrode_field, simulate
 from spectromap.synthetic._spectra import EDGES, EdgeModel, default_energies, reference_spectra
 
 __all__ = [
     "EDGES",
     "EdgeModel",
+    "Extent",
     "Instrument",
     "Particle",
     "Polyhedron",
@@ -45,6 +48,9 @@ __all__ = [
     "electrode_field",
     "reference_spectra",
     "simulate",
+    "simulate_scans",
     "surface_distance",
+    "wide_electrode",
     "write",
+    "write_scans",
 ]

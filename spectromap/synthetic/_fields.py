@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.special import erfc
 
+from spectromap._compiled import compiled
 from spectromap._numerics import FloatArray
 
 #: A surface closer to a voxel centre than this part of a voxel would cost many steps: it is moved
@@ -63,58 +65,86 @@ def _to_surface(flat: FloatArray, inside: NDArray[np.intp], stride: int) -> Floa
     return np.asarray(depth / np.where(beyond > 0, depth, depth - beyond))
 
 
-def _diffusion_matrix(level: FloatArray) -> tuple[NDArray[np.intp], sparse.csr_array, float]:
-    """Laplacian on the voxels inside a body, in units of the voxel, and its largest diagonal.
+@dataclass(frozen=True)
+class _Laplacian:
+    """Sum over the neighbours less what flows back, on the voxels inside a body.
+
+    Attributes
+    ----------
+    index : ndarray of int, shape (n,)
+        Voxels inside, as flat index into the array of the body.
+    neighbours : ndarray of int32, shape (n, 6)
+        Number of each neighbour among these, in ascending order; n where it is outside.
+    diagonal : ndarray, shape (n,)
+        What flows back, negative.
+    """
+
+    index: NDArray[np.intp]
+    neighbours: NDArray[np.int32]
+    diagonal: FloatArray
+
+    def __matmul__(self, state: FloatArray) -> FloatArray:
+        """Apply to a state (n,)."""
+        padded = np.append(state, np.float32(0))
+        return _with_neighbours(padded, self.diagonal * state, self.neighbours)
+
+
+@compiled
+def _with_neighbours(
+    state: FloatArray, own: FloatArray, neighbours: NDArray[np.int32]
+) -> FloatArray:
+    """Sum of six neighbours and what is given of each voxel itself."""
+    result = np.empty_like(own)
+    for i in range(own.size):
+        before = state[neighbours[i, 0]] + state[neighbours[i, 1]] + state[neighbours[i, 2]]
+        at = before + own[i] + state[neighbours[i, 3]]
+        result[i] = at + state[neighbours[i, 4]] + state[neighbours[i, 5]]
+    return result
+
+
+def _laplacian(level: FloatArray) -> _Laplacian:
+    """Laplacian on the voxels inside a body, in units of the voxel.
 
     Where a neighbour lies outside, the surface is met at the fraction theta of a voxel; the
     difference quotient is taken over that fraction.
     """
     padded = np.pad(level, 1, constant_values=float(min(level.min(), -1.0)))
     flat = padded.ravel()
-    rows_apart = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
-    strides = [sign * stride for stride in rows_apart for sign in (-1, 1)]
+    ahead = (1, padded.shape[2], padded.shape[1] * padded.shape[2])
+    strides = [-stride for stride in ahead[::-1]] + list(ahead)
     inside = np.flatnonzero(flat > 0)
     nearest = np.min([_to_surface(flat, inside, stride) for stride in strides], axis=0)
     on_surface = inside[nearest < LEAST_THETA / 2]
     flat[on_surface] = -1e-6
     inside = np.flatnonzero(flat > 0)
-    number = np.full(flat.size, -1, dtype=np.int32)
+    number = np.full(flat.size, inside.size, dtype=np.int32)
     number[inside] = np.arange(inside.size, dtype=np.int32)
     diagonal = np.zeros(inside.size)
-    rows, columns = [], []
-    for stride in strides:
-        diagonal += 1 / np.maximum(_to_surface(flat, inside, stride), LEAST_THETA)
-        within = number[inside + stride] >= 0
-        rows.append(np.flatnonzero(within).astype(np.int32))
-        columns.append(number[inside[within] + stride])
-    own = np.arange(inside.size, dtype=np.int32)
-    row, column = np.concatenate([own, *rows]), np.concatenate([own, *columns])
-    values = np.ones(row.size, dtype=np.float32)
-    values[: inside.size] = -diagonal
-    matrix = sparse.csr_array((values, (row, column)), shape=(inside.size, inside.size))
+    neighbours = np.empty((inside.size, 6), dtype=np.int32)
+    for k, stride in enumerate(strides):
+        diagonal -= 1 / np.maximum(_to_surface(flat, inside, stride), LEAST_THETA)
+        neighbours[:, k] = number[inside + stride]
     index = np.ravel_multi_index(
         tuple(i - 1 for i in np.unravel_index(inside, padded.shape)), level.shape
     )
-    return np.asarray(index), matrix, float(diagonal.max())
+    return _Laplacian(np.asarray(index), neighbours, diagonal.astype(np.float32))
 
 
-def _super_step(
-    matrix: sparse.csr_array, state: FloatArray, step: float, stages: int
-) -> FloatArray:
+def _super_step(laplacian: _Laplacian, state: FloatArray, step: float, stages: int) -> FloatArray:
     """Advance ``u' = M u`` by one explicit Runge-Kutta-Legendre step of second order."""
     j = np.arange(stages + 1, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
         b = np.where(j < 2, 1 / 3, (j**2 + j - 2) / (2 * j * (j + 1)))
     w = 4 / (stages**2 + stages - 2)
     f = np.float32
-    start, slope = state, f(step) * (matrix @ state)
+    start, slope = state, f(step) * (laplacian @ state)
     older, newer = start, start + f(b[1] * w) * slope
     for k in range(2, stages + 1):
         mu = (2 * k - 1) / k * b[k] / b[k - 1]
         nu = -(k - 1) / k * b[k] / b[k - 2]
         mu_w = mu * w
         nxt = f(mu) * newer + f(nu) * older + f(1 - mu - nu) * start
-        nxt += f(mu_w * step) * (matrix @ newer) - f((1 - b[k - 1]) * mu_w) * slope
+        nxt += f(mu_w * step) * (laplacian @ newer) - f((1 - b[k - 1]) * mu_w) * slope
         older, newer = newer, nxt
     return np.asarray(newer)
 
@@ -149,15 +179,16 @@ def diffuse(level: FloatArray, voxel: float, dt: float, *, steps: int = 20) -> F
     progress = np.asarray(level <= 0, dtype=np.float32)
     if dt <= 0 or progress.all():
         return progress
-    index, matrix, stiffest = _diffusion_matrix(level)
-    left = np.ones(index.size, dtype=np.float32)
+    laplacian = _laplacian(level)
+    stiffest = -float(laplacian.diagonal.min())
+    left = np.ones(laplacian.index.size, dtype=np.float32)
     growth = 1.3 ** np.arange(steps)
     for part in dt / voxel**2 * growth / growth.sum():
         # Stable while step <= (s^2 + s - 2) / 4 times the explicit Euler limit 1 / stiffest.
         stages = int(np.ceil((np.sqrt(9 + 16 * part * stiffest) - 1) / 2)) + 1
-        left = _super_step(matrix, left, part, max(stages | 1, 3))
+        left = _super_step(laplacian, left, part, max(stages | 1, 3))
     progress[level > 0] = 1
-    progress.reshape(-1)[index] = 1 - left
+    progress.reshape(-1)[laplacian.index] = 1 - left
     return progress
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from spectromap.synthetic._spectra import absorption, span, spectral_nodes
 
 #: Thickness in nm of the film behind a reference given as optical density.
 REFERENCE_FILM_NM = 100.0
-_STACK_FILES = {"nxstxm": "stack.hdf5", "als": "stack.hdr", "cxi": "stack.cxi"}
+Format = Literal["nxstxm", "als", "cxi"]
+_SUFFIXES: dict[Format, str] = {"nxstxm": ".hdf5", "als": ".hdr", "cxi": ".cxi"}
 _REFERENCE_UNITS = {"per_nm": "nm-1", "od": "1", "cm2_per_g": "cm2 g-1", "per_atom": "cm2"}
 
 
@@ -57,7 +59,8 @@ def _given(component: str, number: int, setup: Setup) -> xr.DataArray:
         before, step, peaks = absorption(setup.scan.edge, component, formula, density, at)
         smooth += weight * (before + step)
         lines += weight * peaks
-    rng = generator(setup.seed, Draw.REFERENCE, number)
+    stream = [setup.reference_stream] if setup.reference_stream else []
+    rng = generator(setup.seed, Draw.REFERENCE, number, *stream)
     ripple = ndimage.gaussian_filter1d(rng.normal(size=recorded.size), 10.0, mode="wrap")
     lines *= 1 + options.shape_error * ripple / ripple.std()
     values = (smooth + lines) * (1 + options.amplitude_error * rng.normal())
@@ -69,6 +72,11 @@ def _given(component: str, number: int, setup: Setup) -> xr.DataArray:
         coords={"energy": ("energy", recorded, {"units": "eV"})},
         attrs={"units": _REFERENCE_UNITS[units], "long_name": f"reference {component}"},
     )
+
+
+def _if_given(**values: Any) -> dict[str, Any]:
+    """What is not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def description(setup: Setup, given: xr.Dataset) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def description(setup: Setup, given: xr.Dataset) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "technique": instrument.technique,
-        "stack": _STACK_FILES["cxi" if setup.coherent else "nxstxm"],
+        "stack": _file_name("stack", "cxi" if setup.coherent else "nxstxm"),
         "edge": setup.scan.edge,
         "sample": {
             "geometry": sample.geometry,
@@ -92,6 +100,7 @@ def description(setup: Setup, given: xr.Dataset) -> dict[str, Any]:
             "density_g_cm3": sample.density_g_cm3,
             "delithiated_time_s": sample.delithiated_time_s,
             "delithiated_time_rel_error": 0.1,
+            **_if_given(state=sample.state, cycles=sample.cycles),
         },
         "instrument": {
             "resolution_nm": instrument.resolution_nm,
@@ -109,7 +118,7 @@ def description(setup: Setup, given: xr.Dataset) -> dict[str, Any]:
 def write(
     simulation: Simulation,
     folder: str | Path,
-    format: Literal["nxstxm", "als", "cxi"] | None = None,
+    format: Format | None = None,
 ) -> Path:
     """Write a simulation as a beamline would leave it, with a run description and the truth.
 
@@ -135,11 +144,70 @@ def write(
     FileError
         A file cannot be written.
     """
-    from spectromap.io import als, cxi, nxstxm, results, spectra
-    from spectromap.io._common import written_whole
+    from spectromap.io import results
 
+    target = Path(folder)
+    stack = _write_data(simulation, target, "stack", _format(simulation, format))
+    results.write_result(simulation.truth, target / "truth.h5")
+    return _write_run({**simulation.run, "stack": stack}, target)
+
+
+def write_scans(
+    simulations: Mapping[str, Simulation],
+    folder: str | Path,
+    format: Format | None = None,
+) -> Path:
+    """Write several scans of one sample as a beamline would leave them, with one run description.
+
+    Parameters
+    ----------
+    simulations : mapping of str to Simulation
+        From `simulate_scans`; the first is the main scan.
+    folder : path
+        Made if it does not exist. Receives the main scan as for `write`, one file a further scan
+        under its name, one CSV a reference of every edge, ``truth.h5`` of the main scan, which
+        holds the maps of the others as well, and ``RUN.yaml``, whose ``scans`` names them.
+    format : {"nxstxm", "als", "cxi"}, optional
+        As for `write`.
+
+    Returns
+    -------
+    Path
+        The run description.
+
+    Raises
+    ------
+    InputError
+        The format cannot hold this quantity.
+    FileError
+        A file cannot be written.
+    """
+    target = Path(folder)
+    main, *others = simulations
+    formats = {name: _format(simulation, format) for name, simulation in simulations.items()}
+    path = write(simulations[main], target, formats[main])
+    run = {**simulations[main].run, "stack": _file_name("stack", formats[main])}
+    scans = {}
+    for name in others:
+        stack = _write_data(simulations[name], target, name, formats[name])
+        scans[name] = _scan_entry(simulations[name].run, run, stack)
+    return _write_run({**run, "scans": scans}, target) if scans else path
+
+
+def _scan_entry(own: dict[str, Any], main: dict[str, Any], stack: str) -> dict[str, Any]:
+    """What the run description of a further scan says; a repeat shares the rest with the main."""
+    entry = {"stack": stack, "i0": own["i0"]}
+    if own["edge"] != main["edge"]:
+        entry |= {key: own[key] for key in ("edge", "references", "fraction")}
+    if own["instrument"] != main["instrument"]:
+        entry["instrument"] = own["instrument"]
+    return entry
+
+
+def _format(simulation: Simulation, format: Format | None) -> Format:
+    """Format of the stack, checked."""
     counts = simulation.stack.attrs["quantity"] == "counts"
-    possible = ("nxstxm", "als") if counts else ("cxi",)
+    possible: tuple[Format, ...] = ("nxstxm", "als") if counts else ("cxi",)
     chosen = format or possible[0]
     if chosen not in possible:
         raise InputError(
@@ -147,13 +215,29 @@ def write(
             where="format",
             remedy=f"Use {' or '.join(possible)}.",
         )
-    target = Path(folder)
+    return chosen
+
+
+def _file_name(name: str, format: Format) -> str:
+    """Name of the file of a stack."""
+    return name + _SUFFIXES[format]
+
+
+def _write_data(simulation: Simulation, target: Path, name: str, format: Format) -> str:
+    """Write the stack under a name, and its references; the name of the file."""
+    from spectromap.io import als, cxi, nxstxm, spectra
+
     writers = {"nxstxm": nxstxm.write, "als": als.write, "cxi": cxi.write}
-    writers[chosen](simulation.stack, target / _STACK_FILES[chosen])
-    for name, spectrum in simulation.given_references.data_vars.items():
-        spectra.write_spectrum(target / f"{name}.csv", spectrum)
-    results.write_result(simulation.truth, target / "truth.h5")
-    description = {**simulation.run, "stack": _STACK_FILES[chosen]}
+    writers[format](simulation.stack, target / _file_name(name, format))
+    for component, spectrum in simulation.given_references.data_vars.items():
+        spectra.write_spectrum(target / f"{component}.csv", spectrum)
+    return _file_name(name, format)
+
+
+def _write_run(run: dict[str, Any], target: Path) -> Path:
+    """Write the run description."""
+    from spectromap.io._common import written_whole
+
     with written_whole(target / "RUN.yaml") as partial:
-        partial.write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+        partial.write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
     return target / "RUN.yaml"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from spectromap._numerics import FloatArray, fwhm_to_sigma, generator
+from spectromap._numerics import FloatArray, fwhm_to_sigma
 from spectromap.synthetic._options import Draw, Instrument, Setup
 from spectromap.synthetic._scene import Grid, Scene
 from spectromap.synthetic._spectra import spectral_nodes
@@ -17,7 +18,7 @@ from spectromap.synthetic._spectra import spectral_nodes
 def drift(setup: Setup) -> FloatArray:
     """Shifts (frame, 2) in pixels along y and x, of median zero."""
     scan, frames = setup.scan, setup.energy.size
-    rng = generator(setup.seed, Draw.DRIFT)
+    rng = setup.random(Draw.DRIFT)
     walk = np.cumsum(rng.normal(0, 1, (frames, 2)), axis=0) * scan.walk_px
     turn = rng.uniform(0, 2 * np.pi)
     linear = np.linspace(-0.5, 0.5, frames)[:, None] * scan.drift_px
@@ -57,32 +58,42 @@ class Optics:
         self.fy = scipy.fft.fftfreq(ny)[:, None]
         self.fx_whole = scipy.fft.fftfreq(nx)[None, :]
         self.fx_half = scipy.fft.rfftfreq(nx)[None, :]
-        self.transfer_whole = self._filter(instrument, self.fx_whole)
-        self.transfer_half = self._filter(instrument, self.fx_half)
+        self.instrument = instrument
 
-    def _filter(self, instrument: Instrument, fx: FloatArray) -> FloatArray:
+    @cached_property
+    def transfer_whole(self) -> FloatArray:
+        """Transfer function on the frequencies of a complex canvas."""
+        return self._filter(self.fx_whole)
+
+    @cached_property
+    def transfer_half(self) -> FloatArray:
+        """Transfer function on the frequencies of a real canvas."""
+        return self._filter(self.fx_half)
+
+    def _filter(self, fx: FloatArray) -> FloatArray:
         radius = np.hypot(self.fy, fx) / self.grid.cell
-        return _transfer(instrument, radius).astype(np.float32)
+        return _transfer(self.instrument, radius).astype(np.float32)
 
     def record(self, canvas: NDArray[Any], shift: FloatArray) -> NDArray[Any]:
         """Frame that shows a canvas (zero where nothing is) moved by a shift in pixels."""
+        moved = np.asarray(shift, dtype=float) * self.grid.fine
+        if self.average:
+            return self.grid.binned(self.blurred(canvas, moved))
+        # Bring the centre of a pixel onto its first cell.
+        back = self.blurred(canvas, moved - (self.grid.fine - 1) / 2)
+        return np.asarray(self.grid.crop(back)[:: self.grid.fine, :: self.grid.fine])
+
+    def blurred(self, canvas: NDArray[Any], moved: FloatArray) -> NDArray[Any]:
+        """Canvas (zero where nothing is), blurred and moved by a number of cells."""
         real = not np.iscomplexobj(canvas)
         fx = self.fx_half if real else self.fx_whole
-        moved = np.asarray(shift, dtype=float) * self.grid.fine
-        if not self.average:  # bring the centre of a pixel onto its first cell
-            moved = moved - (self.grid.fine - 1) / 2
         ramp = np.exp(-2j * np.pi * self.fy * moved[0]) * np.exp(-2j * np.pi * fx * moved[1])
         blur = self.transfer_half if real else self.transfer_whole
         transform = scipy.fft.rfft2 if real else scipy.fft.fft2
         spectrum = transform(canvas) * (ramp * blur).astype(np.complex64)
-        back = (
-            scipy.fft.irfft2(spectrum, s=canvas.shape)
-            if real
-            else scipy.fft.ifft2(spectrum, overwrite_x=True)
-        )
-        if self.average:
-            return self.grid.binned(back)
-        return np.asarray(self.grid.crop(back)[:: self.grid.fine, :: self.grid.fine])
+        if real:
+            return np.asarray(scipy.fft.irfft2(spectrum, s=canvas.shape))
+        return np.asarray(scipy.fft.ifft2(spectrum, overwrite_x=True))
 
 
 def open_field(setup: Setup) -> tuple[FloatArray, FloatArray]:
@@ -117,7 +128,7 @@ class _Beam:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.instrument = setup, setup.instrument
         self.i0, _ = open_field(setup)
-        rng = generator(setup.seed, Draw.DEFECTS)
+        rng = setup.random(Draw.DEFECTS)
         rows, columns = (
             rng.integers(0, n, setup.instrument.dead_pixels) for n in setup.scan.shape_px
         )
@@ -125,7 +136,7 @@ class _Beam:
 
     def detect(self, transmission: NDArray[Any], frame: int) -> NDArray[Any]:
         """Counts or complex amplitudes of one frame from its blurred transmission."""
-        rng = generator(self.setup.seed, Draw.NOISE, frame)
+        rng = self.setup.random(Draw.NOISE, frame)
         if self.setup.coherent:
             image = self._amplitudes(transmission, frame, rng)
         else:
@@ -161,9 +172,10 @@ def record(setup: Setup, scene: Scene, shifts: FloatArray, optics: Optics) -> ND
     occupied = np.nonzero(scene.amounts.sum(axis=0) > 0)
     columns = scene.amounts[:, occupied[0], occupied[1]]
     canvas = np.zeros(scene.grid.cells, dtype=np.complex64 if setup.coherent else np.float32)
-    frames = []
+    kind = np.complex64 if setup.coherent else np.float32
+    frames = np.empty((setup.energy.size, *scene.grid.shape), dtype=kind)
     for k, energy in enumerate(setup.true_energy):
         # Zero is the open field, so that the periodic transform sees no edge.
         canvas[occupied] = 1 - _transmission(columns, float(energy), setup)
-        frames.append(beam.detect(1 - optics.record(canvas, shifts[k]), k))
-    return np.stack(frames)
+        frames[k] = beam.detect(1 - optics.record(canvas, shifts[k]), k)
+    return frames

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from spectromap._numerics import FloatArray
+from spectromap._numerics import FloatArray, generator
 from spectromap.schema import InputError
 from spectromap.synthetic._bodies import Particle
 from spectromap.synthetic._spectra import (
@@ -35,6 +35,7 @@ class Draw(IntEnum):
     NOISE = 5
     REFERENCE = 6
     DEFECTS = 7
+    AGGLOMERATE = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Sample:
         Diffusion coefficient in cm2/s and the time it acted in s; the product is what shows.
     D_spread_dex, surface_spread : float
         Scatter between particles (1 sigma) of log10 D and of the surface fraction.
+    agglomerate_spread : float
+        Scatter between agglomerates (1 sigma) of the surface fraction.
     surface_fraction, initial_fraction : float
         Fraction of the reduced component held at the surface and at the start; of shell and core.
     shell_nm : float
@@ -65,13 +68,18 @@ class Sample:
     skin_nm : float
         Thickness of a Mn2+ skin over everything (Mn L3 only).
     agglomerates, primaries : int
-        Secondary particles, and packed primaries in each: prisms about random bodies, one layer
-        deep, so that they do not hide each other.
-    gap_nm : float
-        Gap between neighbouring primaries.
+        Large secondary particles, and packed primaries in each: prisms about random bodies, one
+        layer deep, so that they do not hide each other.
+    small_agglomerates, small_primaries : int
+        Small secondary particles, and primaries in each.
+    gap_nm, apart_nm : float
+        Gap between neighbouring primaries, and the least one between agglomerates and what is
+        outside of them, if four times the former is less.
     inside_drop, interior_drop : float
-        By how much the surface fraction is lower inside an agglomerate than outside, and further
-        in its interior than at its exterior.
+        By how much the surface fraction is lower inside a large agglomerate than outside, and
+        further in its interior than at its exterior.
+    small_share : float
+        Share of these drops that small agglomerates have.
     inside_Dt, interior_Dt : float
         Factors on D t inside, and further in the interior.
     overlap : float
@@ -80,6 +88,9 @@ class Sample:
         Whether particles may stick out of the field.
     formula, density_g_cm3 : str, float
         What the particles are made of.
+    state : {"discharged", "charged"} or None
+    cycles : int or None
+        For the run description, which leaves out what is None.
     """
 
     geometry: Literal["dispersed", "lamella"] = "dispersed"
@@ -92,21 +103,28 @@ class Sample:
     D_spread_dex: float = 0.0
     surface_fraction: float = 0.6
     surface_spread: float = 0.0
+    agglomerate_spread: float = 0.0
     initial_fraction: float = 0.05
     shell_nm: float = 20.0
     section_nm: float = 80.0
     skin_nm: float = 0.0
     agglomerates: int = 0
     primaries: int = 20
+    small_agglomerates: int = 0
+    small_primaries: int = 12
     gap_nm: float = 15.0
+    apart_nm: float = 0.0
     inside_drop: float = 0.0
     interior_drop: float = 0.0
+    small_share: float = 0.5
     inside_Dt: float = 1.0
     interior_Dt: float = 1.0
     overlap: float = 0.0
     at_border: bool = False
     formula: str = FORMULA
     density_g_cm3: float = DENSITY
+    state: Literal["discharged", "charged"] | None = None
+    cycles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,11 @@ class Scan:
         Number and length of sudden jumps.
     dwell_s : float
         Dwell time per pixel.
+    origin_nm : tuple of float
+        Where the corner of the field, of lowest y and x, really lies on the sample.
+    origin_error_nm : tuple of float
+        By how much the file states it too far out in y and x: features of the sample appear at
+        coordinates that are larger by this.
     """
 
     edge: str = "Mn L3"
@@ -205,6 +228,8 @@ class Scan:
     jumps: int = 0
     jump_px: float = 0.0
     dwell_s: float = 0.001
+    origin_nm: tuple[float, float] = (0.0, 0.0)
+    origin_error_nm: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -249,7 +274,8 @@ class Simulation:
     stack : DataArray, dims (energy, y, x)
         Counts or complex amplitudes, at the recorded energies.
     truth : DataTree
-        Groups and names of a result file, in the frame of median drift.
+        Groups and names of a result file, in the frame of median drift and in the coordinates
+        that the file states.
     references : Dataset, dims (energy,)
         True spectra in nm-1.
     given_references : Dataset, dims (energy,)
@@ -257,7 +283,7 @@ class Simulation:
     run : dict
         The run description that fits the files of `write`.
     particles : tuple of Particle
-        The bodies, in the order of their labels.
+        The bodies on the field, in the order of their labels, where they really lie.
     """
 
     stack: xr.DataArray
@@ -268,7 +294,7 @@ class Simulation:
     particles: tuple[Particle, ...]
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
     "geometry": ("dispersed", "lamella"),
     "mechanism": ("diffusion", "core-shell", "uniform"),
     "shape": ("sphere", "superellipsoid", "polyhedron", "mixed"),
@@ -276,18 +302,25 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "psf": ("gaussian", "airy", "tails"),
     "units": ("per_nm", "od", "cm2_per_g", "per_atom"),
     "edge": tuple(EDGES),
+    "state": ("discharged", "charged", None),
 }
-_FRACTIONS = ("surface_fraction", "initial_fraction", "stray_fraction", "overlap", "open_share")
+_FRACTIONS = (
+    *("surface_fraction", "initial_fraction", "stray_fraction", "overlap", "open_share"),
+    "small_share",
+)
 _POSITIVE = ("pixel_nm", "photons", "section_nm", "density_g_cm3", "amplitude_scale", "dwell_s")
 _NOT_NEGATIVE = (
     *(
         "particles",
         "agglomerates",
+        "small_agglomerates",
+        "cycles",
         "D_cm2_s",
         "delithiated_time_s",
         "shell_nm",
         "skin_nm",
         "gap_nm",
+        "apart_nm",
     ),
     *("resolution_nm", "dark_counts", "spectral_fwhm_eV", "dead_pixels", "jumps", "fwhm_eV"),
 )
@@ -299,7 +332,7 @@ def _check(*options: object) -> None:
         for name, value in vars(group).items():
             if name in _CHOICES and value not in _CHOICES[name]:
                 problem = f"{name} is {value!r}"
-                remedy = f"Choose one of {', '.join(_CHOICES[name])}."
+                remedy = f"Choose one of {', '.join(str(c) for c in _CHOICES[name])}."
             elif name in _FRACTIONS and not 0 <= value <= 1:
                 problem, remedy = f"{name} is {value}", "It lies between 0 and 1."
             elif name in _POSITIVE and not value > 0:
@@ -315,13 +348,21 @@ def _check(*options: object) -> None:
 
 @dataclass(frozen=True)
 class Setup:
-    """All the options of one simulation, checked."""
+    """All the options of one simulation, checked.
+
+    Scans of one sample share the seed. `stream` keeps their drift and noise apart, and
+    `reference_stream` the faults of references of different edges. `free_columns` is what is
+    known to be open where the placing of particles did not keep it so.
+    """
 
     sample: Sample
     instrument: Instrument
     scan: Scan
     references: References
     seed: int
+    stream: int = 0
+    reference_stream: int = 0
+    free_columns: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.sample, self.instrument, self.scan, self.references)
@@ -356,7 +397,19 @@ class Setup:
     @property
     def open_columns(self) -> int:
         """Columns at the left without particles."""
+        if self.free_columns is not None:
+            return self.free_columns
         return int(self.scan.open_share * self.scan.shape_px[1])
+
+    @property
+    def file_origin(self) -> tuple[float, float]:
+        """Where the file states the corner of the field, in nm."""
+        (y, x), (error_y, error_x) = self.scan.origin_nm, self.scan.origin_error_nm
+        return y + error_y, x + error_x
+
+    def random(self, draw: Draw, *key: int) -> np.random.Generator:
+        """Generator of what differs from scan to scan."""
+        return generator(self.seed, draw, *key, *([self.stream] if self.stream else []))
 
     def spectra(self, energy: FloatArray) -> FloatArray:
         """Absorption (component, energy) of what is in the sample, in nm-1."""
@@ -378,12 +431,16 @@ def _check_together(sample: Sample, scan: Scan) -> None:
             where="Sample.radius_nm",
             remedy="Give the smallest and the largest radius, both above zero.",
         )
-    if sample.agglomerates and (sample.primaries < 1 or sample.gap_nm >= low):
-        raise InputError(
-            f"{sample.primaries} primaries {sample.gap_nm:g} nm apart make no agglomerate",
-            where="Sample.primaries",
-            remedy="Take at least one, and a gap smaller than the radius.",
-        )
+    for count, name in (
+        (sample.agglomerates, "primaries"),
+        (sample.small_agglomerates, "small_primaries"),
+    ):
+        if count and (getattr(sample, name) < 1 or sample.gap_nm >= low):
+            raise InputError(
+                f"{getattr(sample, name)} primaries {sample.gap_nm:g} nm apart make no agglomerate",
+                where=f"Sample.{name}",
+                remedy="Take at least one, and a gap smaller than the radius.",
+            )
     if sample.skin_nm > 0 and len(EDGES[scan.edge].lines) < 3:
         raise InputError(
             f"there is no spectrum for a skin at {scan.edge}",

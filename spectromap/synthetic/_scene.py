@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from spectromap._numerics import FloatArray, generator
@@ -19,16 +21,21 @@ from spectromap.synthetic._bodies import (
     random_polyhedron,
 )
 from spectromap.synthetic._fields import crank_sphere, diffuse, surface_distance
-from spectromap.synthetic._options import NM2_PER_CM2, Draw, Sample, Setup
+from spectromap.synthetic._options import NM2_PER_CM2, Draw, Sample, Scan, Setup
 
-#: Voxels of a body are at most this large in nm, divide the smallest radius at least so often, and
-#: a diffusion front (the root of D t) too unless that asks for less than the least.
+#: Voxels of a body are at most this large in nm, or this part of a pixel where that is more, divide
+#: the smallest radius at least so often, and a diffusion front (the root of D t) too unless that
+#: asks for less than the least.
 MAX_VOXEL_NM = 3.5
+VOXELS_PER_PIXEL = 6
 VOXELS_PER_RADIUS = 12
 VOXELS_PER_FRONT = 4
 LEAST_VOXEL_NM = 1.5
 #: The projected cells are at least this many times finer than the FWHM of the blur.
 CELLS_PER_RESOLUTION = 2.5
+#: Of the walls between packed primaries, those count that are nearer than this, in reaches of the
+#: body that they cut; a wall beyond it changes nothing in the body or near its surface.
+WALLS_IN_REACHES = 1.5
 
 
 @dataclass
@@ -94,7 +101,7 @@ def _place_one(
 
 
 def _packed(
-    sample: Sample, number: int, seed: int
+    sample: Sample, count: int, number: int, seed: int
 ) -> tuple[float, list[tuple[Polyhedron, float, float, str]]]:
     """Radius of an agglomerate and its primaries: body, y and x from its centre, and place.
 
@@ -103,21 +110,23 @@ def _packed(
     """
     rng = generator(seed, Draw.PRIMARIES, number)
     mean = float(np.mean(sample.radius_nm))
-    radius = mean * np.sqrt(sample.primaries / 0.86)
+    radius = mean * np.sqrt(count / 0.86)
     cloud = _in_disc(4000, radius, rng)
-    centres = _in_disc(sample.primaries, radius, rng)
+    centres = _in_disc(count, radius, rng)
     for _ in range(25):
         nearest = cKDTree(centres).query(cloud)[1]
         counts = np.bincount(nearest, minlength=len(centres))
         for axis in range(2):
             sums = np.bincount(nearest, cloud[:, axis], minlength=len(centres))
             centres[:, axis] = np.where(counts > 0, sums / np.maximum(counts, 1), centres[:, axis])
-    spacing = radius * np.sqrt(np.pi / sample.primaries)
+    spacing = radius * np.sqrt(np.pi / count)
     primaries = []
     for i, (y, x) in enumerate(centres):
         cap = random_polyhedron(1.12 * rng.uniform(0.92, 1.08) * mean, rng)
         others = np.delete(centres, i, axis=0) - centres[i]
         apart = np.linalg.norm(others, axis=1)
+        near = apart / 2 - sample.gap_nm / 2 < WALLS_IN_REACHES * cap.reach
+        others, apart = others[near], apart[near]
         walls = np.column_stack([others[:, 1] / apart, others[:, 0] / apart, np.zeros(apart.size)])
         body = Polyhedron(
             np.concatenate([cap.normals, walls]),
@@ -141,8 +150,10 @@ def _in_disc(count: int, radius: float, rng: np.random.Generator) -> FloatArray:
 def _make_particles(
     sample: Sample, box: tuple[float, float, float, float], gap: float, seed: int
 ) -> tuple[Particle, ...]:
-    """All particles of the field, agglomerated ones first."""
-    packed = [_packed(sample, k, seed) for k in range(sample.agglomerates)]
+    """All particles of the field, agglomerated ones first, large agglomerates before small."""
+    counts = [sample.primaries] * sample.agglomerates
+    counts += [sample.small_primaries] * sample.small_agglomerates
+    packed = [_packed(sample, count, k, seed) for k, count in enumerate(counts)]
     low, high = sample.radius_nm
     loose = []
     for k in range(sample.particles):
@@ -158,10 +169,10 @@ def _make_particles(
     ]
     for body, disc in zip(loose, discs[len(packed) :], strict=True):
         particles.append(Particle(body, disc.y, disc.x))
-    return tuple(_with_history(p, sample, k, seed) for k, p in enumerate(particles))
+    return tuple(with_history(p, sample, k, seed) for k, p in enumerate(particles))
 
 
-def _with_history(particle: Particle, sample: Sample, number: int, seed: int) -> Particle:
+def with_history(particle: Particle, sample: Sample, number: int, seed: int) -> Particle:
     """Give a particle its cut, its D t and its fractions."""
     rng = generator(seed, Draw.HISTORY, number)
     cut, log_d, surface = rng.uniform(-1, 1), rng.normal(), rng.normal()
@@ -171,7 +182,11 @@ def _with_history(particle: Particle, sample: Sample, number: int, seed: int) ->
     dt *= 10 ** (sample.D_spread_dex * log_d)
     dt *= (sample.inside_Dt if inside else 1.0) * (sample.interior_Dt if interior else 1.0)
     held = sample.surface_fraction + sample.surface_spread * surface
-    held -= sample.inside_drop * inside + sample.interior_drop * interior
+    if inside:
+        level = generator(seed, Draw.AGGLOMERATE, particle.agglomerate).normal()
+        held += sample.agglomerate_spread * level
+    drop = sample.inside_drop * inside + sample.interior_drop * interior
+    held -= drop * (sample.small_share if particle.agglomerate > sample.agglomerates else 1.0)
     return replace(
         particle,
         cut_nm=0.7 * radius * cut if sample.geometry == "lamella" else 0.0,
@@ -190,6 +205,7 @@ class Grid:
     margin: int  # pixels around the recorded field
     fine: int
     voxels: int
+    origin: tuple[float, float] = (0.0, 0.0)  # of the recorded field on the sample, in nm
 
     @property
     def cell(self) -> float:
@@ -210,20 +226,21 @@ class Grid:
 
     def binned(self, canvas: FloatArray) -> FloatArray:
         """Mean of a canvas over each pixel of the recorded field."""
-        return _binned(self.crop(canvas), self.fine)
+        return binned(self.crop(canvas), self.fine)
 
 
-def _binned(image: FloatArray, factor: int) -> FloatArray:
+def binned(image: FloatArray, factor: int) -> FloatArray:
     """Mean over blocks of the last two axes."""
     *lead, ny, nx = image.shape
     blocks = image.reshape(*lead, ny // factor, factor, nx // factor, factor)
     return np.asarray(blocks.mean(axis=(-3, -1)))
 
 
-def _make_grid(setup: Setup, shifts: FloatArray) -> Grid:
-    """Choose cells that resolve blur and particles."""
+def _make_grid(setup: Setup, shifts: FloatArray, outside: float = 0.0) -> Grid:
+    """Choose cells that resolve blur and particles, which reach so far outside of the field."""
     sample, scan, resolution = setup.sample, setup.scan, setup.instrument.resolution_nm
-    largest = min(MAX_VOXEL_NM, sample.radius_nm[0] / VOXELS_PER_RADIUS)
+    largest = max(MAX_VOXEL_NM, scan.pixel_nm / VOXELS_PER_PIXEL)
+    largest = min(largest, sample.radius_nm[0] / VOXELS_PER_RADIUS)
     if sample.mechanism == "diffusion":
         front = np.sqrt(sample.D_cm2_s * sample.delithiated_time_s * NM2_PER_CM2)
         largest = min(largest, max(front / VOXELS_PER_FRONT, LEAST_VOXEL_NM))
@@ -232,11 +249,11 @@ def _make_grid(setup: Setup, shifts: FloatArray) -> Grid:
     # A third cell per pixel costs less than voxels of half a cell.
     fine = max(fine, min(3, int(np.ceil(scan.pixel_nm / largest - 1e-9))))
     voxels = int(np.ceil(scan.pixel_nm / fine / largest - 1e-9))
-    around = 3 * resolution
     if sample.at_border:
-        around += 2 * sample.radius_nm[1]
+        outside = max(outside, 2 * sample.radius_nm[1])
+    around = 3 * resolution + outside
     margin = int(np.ceil(np.abs(shifts).max() + around / scan.pixel_nm)) + 2
-    return Grid(scan.pixel_nm, scan.shape_px, margin, fine, voxels)
+    return Grid(scan.pixel_nm, scan.shape_px, margin, fine, voxels, scan.origin_nm)
 
 
 @dataclass(frozen=True)
@@ -306,7 +323,7 @@ def _cut(z: FloatArray, voxel: float, middle: float, section: float) -> FloatArr
 def _project(particle: Particle, grid: Grid, sample: Sample) -> Shadow:
     """Solve a body, cut it if it is in a lamella, and project it along z."""
     body, voxel = particle.body, grid.cell / grid.voxels
-    place = np.array([particle.y, particle.x])
+    place = np.array([particle.y, particle.x]) - grid.origin
     first = np.floor((place - body.reach) / grid.cell).astype(int) - 2
     count = np.ceil((place + body.reach) / grid.cell).astype(int) + 2 - first
     y, x = (_centres(int(f), int(n), grid, c) for f, n, c in zip(first, count, place, strict=True))
@@ -325,8 +342,8 @@ def _project(particle: Particle, grid: Grid, sample: Sample) -> Shadow:
     if sample.geometry == "lamella":
         layers = _cut(z, voxel, particle.cut_nm, sample.section_nm)
     weight = layers * np.float32(voxel)
-    thickness, part, skin = (_binned(a @ weight, grid.voxels) for a in (fill, reduced, skin))
-    outline = _binned(level[..., layers > 0].max(axis=-1), grid.voxels)
+    thickness, part, skin = (binned(a @ weight, grid.voxels) for a in (fill, reduced, skin))
+    outline = binned(level[..., layers > 0].max(axis=-1), grid.voxels)
     corner = first + grid.margin * grid.fine
     return Shadow(
         y=int(corner[0]),
@@ -340,26 +357,52 @@ def _project(particle: Particle, grid: Grid, sample: Sample) -> Shadow:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything on the field, and the amounts (component, y, x) in nm on all cells."""
+    """Everything on the field, and the amounts (component, y, x) in nm on all cells.
+
+    Particles are numbered from 1 on unless their `numbers` are given.
+    """
 
     grid: Grid
     particles: tuple[Particle, ...]
     shadows: tuple[Shadow, ...]
     amounts: FloatArray
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Label of every particle."""
+        return np.array(self.numbers or range(1, len(self.particles) + 1), dtype=np.int32)
 
 
-def make_scene(setup: Setup, shifts: FloatArray) -> Scene:
-    """Place all particles so that they stay on the field in every frame, and project them."""
-    grid = _make_grid(setup, shifts)
+def place(setup: Setup, shifts: FloatArray) -> tuple[Particle, ...]:
+    """All particles of the sample, placed so that they stay on the field in every frame."""
     box, gap = _placing_box(setup, shifts)
-    particles = _make_particles(setup.sample, box, gap, setup.seed)
+    return _make_particles(setup.sample, box, gap, setup.seed)
+
+
+def outside_by(particle: Particle, scan: Scan) -> float:
+    """How far a particle may reach over the border of a field, in nm; negative inside."""
+    low = np.array([particle.y, particle.x]) - particle.body.reach - scan.origin_nm
+    high = low + 2 * particle.body.reach - np.array(scan.shape_px) * scan.pixel_nm
+    return float(max(-low.min(), high.max()))
+
+
+def make_scene(
+    setup: Setup, shifts: FloatArray, placed: Mapping[int, Particle] | None = None
+) -> Scene:
+    """Project particles, given by label or placed on the field of this scan."""
+    if placed is None:
+        placed = dict(enumerate(place(setup, shifts), start=1))
+    outside = max((outside_by(p, setup.scan) for p in placed.values()), default=0.0)
+    grid = _make_grid(setup, shifts, max(outside, 0.0))
+    particles = tuple(placed.values())
     shadows = tuple(_project(particle, grid, setup.sample) for particle in particles)
     amounts = np.zeros((len(setup.names), *grid.cells), dtype=np.float32)
     for shadow in shadows:
         parts = (shadow.thickness - shadow.reduced - shadow.skin, shadow.reduced, shadow.skin)
         for amount, part in zip(amounts, parts, strict=False):
             amount[shadow.window()] += np.maximum(part, 0)
-    return Scene(grid, particles, shadows, amounts)
+    return Scene(grid, particles, shadows, amounts, tuple(placed))
 
 
 def _placing_box(
@@ -368,12 +411,13 @@ def _placing_box(
     """Where particles may lie (y0, y1, x0, x1), and the gap between them, in nm."""
     sample, pixel = setup.sample, setup.scan.pixel_nm
     height, width = (n * pixel for n in setup.scan.shape_px)
+    y, x = setup.scan.origin_nm
     apart = 1.5 * setup.instrument.resolution_nm + pixel
     pad = float(np.abs(shifts).max()) * pixel + apart
     left = setup.open_columns * pixel + pad
-    if sample.agglomerates:  # loose particles stay visibly loose
-        apart = max(apart, 4 * sample.gap_nm)
+    if sample.agglomerates or sample.small_agglomerates:  # loose particles stay visibly loose
+        apart = max(apart, 4 * sample.gap_nm, sample.apart_nm)
     if sample.at_border:
         over = sample.radius_nm[1]
-        return (-over, height + over, left, width + over), apart
-    return (pad, height - pad, left, width - pad), apart
+        return (y - over, y + height + over, x + left, x + width + over), apart
+    return (y + pad, y + height - pad, x + left, x + width - pad), apart

@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from spectromap._numerics import FloatArray
 from spectromap.synthetic._files import description, given_references
 from spectromap.synthetic._instrument import Optics, drift, open_field, record
 from spectromap.synthetic._options import Instrument, References, Sample, Scan, Setup, Simulation
-from spectromap.synthetic._scene import make_scene
+from spectromap.synthetic._scene import Scene, make_scene
 from spectromap.synthetic._spectra import reference_spectra
 from spectromap.synthetic._truth import axis, truth_tree
 
@@ -57,7 +58,11 @@ def simulate(
         seed,
     )
     shifts = drift(setup)
-    scene = make_scene(setup, shifts)
+    return recorded(setup, shifts, make_scene(setup, shifts))
+
+
+def recorded(setup: Setup, shifts: FloatArray, scene: Scene) -> Simulation:
+    """What the instrument makes of a scene, with all that is true of it."""
     optics = Optics(setup.instrument, scene.grid)
     stack = _stack(setup, record(setup, scene, shifts, optics))
     given = given_references(setup)
@@ -82,8 +87,8 @@ def _stack(setup: Setup, frames: NDArray[Any]) -> xr.DataArray:
     _, current = open_field(setup)
     coords: dict[str, Any] = {
         "energy": ("energy", energy, {"units": "eV", "long_name": "photon energy"}),
-        "y": axis(frames.shape[1], pixel, "y"),
-        "x": axis(frames.shape[2], pixel, "x"),
+        "y": axis(frames.shape[1], pixel, "y", setup.file_origin[0]),
+        "x": axis(frames.shape[2], pixel, "x", setup.file_origin[1]),
         "dwell_time": ("energy", np.full(energy.size, setup.scan.dwell_s), {"units": "s"}),
         "ring_current": ("energy", current, {"units": "mA"}),
     }

@@ -63,7 +63,9 @@ class EdgeModel:
 
 
 #: Edges that can be simulated. Positions follow published spectra of oxides (MnO2, LaMnO3, MnO;
-#: NiO and Ni4+ layered oxides; charged and discharged layered oxides at O K) to about 0.3 eV.
+#: NiO and NiO2; charged and discharged layered oxides at O K) to about 0.3 eV. For Ni see Y. Koyama
+#: et al., J. Phys. Chem. B 109, 10749 (2005); for O, F. M. F. de Groot et al., Phys. Rev. B 40,
+#: 5715 (1989), and W.-S. Yoon et al., J. Phys. Chem. B 106, 2526 (2002).
 EDGES: dict[str, EdgeModel] = {
     "Mn L3": EdgeModel(
         element="Mn",
@@ -181,6 +183,20 @@ def _mass_densities(formula: str, density: float) -> dict[str, float]:
     return {s: 1e-7 * density * mass / sum(masses.values()) for s, mass in masses.items()}
 
 
+@lru_cache(maxsize=128)
+def _without(element: str, formula: str, density: float, energy: bytes) -> FloatArray:
+    """Tabulated absorption in nm-1 of all elements but one at energies given as float64.
+
+    Tables are read point by point, and both components of every simulation ask for the same.
+    """
+    import xraydb
+
+    at = np.frombuffer(energy)
+    shares = _mass_densities(formula, density)
+    del shares[element]
+    return sum((w * xraydb.mu_elam(s, at) for s, w in shares.items()), np.zeros(at.size))
+
+
 def absorption(
     edge: str, component: str, formula: str, density: float, energy: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -189,12 +205,9 @@ def absorption(
     The step is that of the edge's element alone, so it is the same per atom in every compound:
     what else absorbs is smooth, and the tables round off only the element's own edge.
     """
-    import xraydb
-
     model = _edge(edge)
-    shares = _mass_densities(formula, density)
-    own = shares.pop(model.element)
-    others = sum((w * xraydb.mu_elam(s, energy) for s, w in shares.items()), np.zeros(energy.size))
+    own = _mass_densities(formula, density)[model.element]
+    others = _without(model.element, formula, density, energy.tobytes())
 
     def element(window: tuple[float, float], at: Any) -> Any:
         return own * np.exp(np.polyval(_power_law(model.element, window), np.log(at)))

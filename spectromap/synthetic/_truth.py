@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 import yaml
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import sparse
 
 from spectromap import __version__
 from spectromap._numerics import FloatArray
@@ -19,7 +19,8 @@ from spectromap.schema import SCHEMA_VERSION
 from spectromap.synthetic._bodies import Particle
 from spectromap.synthetic._instrument import Optics, open_field
 from spectromap.synthetic._options import NM2_PER_CM2, Sample, Setup
-from spectromap.synthetic._scene import Grid, Scene, Shadow, filled
+from spectromap.synthetic._places import agglomerate_depths, heterogeneity
+from spectromap.synthetic._scene import Grid, Scene, Shadow, binned, filled
 
 #: Further outside than this many pixels there is no edge distance.
 NEAR_PIXELS = 5
@@ -33,9 +34,9 @@ def _variable(
     return dims, values, {**attrs, "long_name": long_name} if long_name else attrs
 
 
-def axis(size: int, pixel: float, name: str) -> xr.Variable:
+def axis(size: int, pixel: float, name: str, start: float = 0.0) -> xr.Variable:
     """Pixel centres along y or x in nm."""
-    values = (np.arange(size) + 0.5) * pixel
+    values = start + (np.arange(size) + 0.5) * pixel
     return xr.Variable(name, values, {"units": "nm", "long_name": name})
 
 
@@ -45,38 +46,48 @@ def _ratio(part: FloatArray, whole: FloatArray, least: float = 1e-3) -> FloatArr
         return np.asarray(np.where(whole > least, part / whole, np.nan), dtype=np.float32)
 
 
-def _label_maps(shadows: Sequence[Shadow], grid: Grid) -> tuple[NDArray[np.int32], FloatArray]:
-    """Labels (the thicker particle where two overlap) and distance from the outline."""
+def _label_maps(
+    shadows: Sequence[Shadow], grid: Grid, numbers: Sequence[int] = ()
+) -> tuple[NDArray[np.int32], FloatArray]:
+    """Labels (the thicker particle where two overlap) and distance from the outline.
+
+    Particles are numbered from 1 on unless their numbers are given.
+    """
     labels = np.zeros(grid.shape, dtype=np.int32)
     thickest = np.zeros(grid.shape, dtype=np.float32)
     distance = np.full(grid.shape, np.nan, dtype=np.float32)
-    canvas = np.empty(grid.cells, dtype=np.float32)
-    for label, shadow in enumerate(shadows, start=1):
-        canvas[:] = np.nan
-        canvas[shadow.window()] = shadow.depth
-        depth = grid.binned(canvas)
+    for label, shadow in zip(numbers or range(1, len(shadows) + 1), shadows, strict=True):
+        place, depth, thickness = _on_pixels(shadow, grid)
         depth[depth < -NEAR_PIXELS * grid.pixel] = np.nan
-        canvas[:] = 0
-        canvas[shadow.window()] = shadow.thickness
-        thickness = grid.binned(canvas)
-        mine = (depth > 0) & (thickness >= thickest)
-        labels[mine], thickest[mine] = label, thickness[mine]
-        outside = np.isfinite(depth) & (labels == 0) & ~(distance > depth)
-        distance = np.where(mine | outside, depth, distance)
+        mine = (depth > 0) & (thickness >= thickest[place])
+        labels[place][mine], thickest[place][mine] = label, thickness[mine]
+        outside = np.isfinite(depth) & (labels[place] == 0) & ~(distance[place] > depth)
+        distance[place] = np.where(mine | outside, depth, distance[place])
     return labels, distance
 
 
-def _maps(setup: Setup, scene: Scene, optics: Optics) -> xr.Dataset:
-    """Maps of the common frame, sharp and blurred."""
-    grid, names = scene.grid, setup.names
-    labels, distance = _label_maps(scene.shadows, grid)
-    owner = np.array([0, *(p.agglomerate for p in scene.particles)], dtype=np.int32)
-    sharp = np.stack([grid.binned(a) for a in scene.amounts])
-    blurred = np.stack([optics.record(a, np.zeros(2)) for a in scene.amounts])
+def _on_pixels(shadow: Shadow, grid: Grid) -> tuple[tuple[slice, slice], FloatArray, FloatArray]:
+    """Pixels of the field on which a particle lies, its depth and its thickness there."""
+    start = np.array([shadow.y, shadow.x]) - grid.margin * grid.fine
+    stop = start + shadow.thickness.shape
+    first = np.clip(start // grid.fine, 0, grid.shape)
+    last = np.clip(-(-stop // grid.fine), first, grid.shape)
+    corner, size = first * grid.fine, (last - first) * grid.fine
+    low, high = np.clip(start, corner, corner + size), np.clip(stop, corner, corner + size)
+    cells = tuple(slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
+    part = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
+    depth, thickness = np.full(size, np.nan, np.float32), np.zeros(size, np.float32)
+    depth[cells], thickness[cells] = shadow.depth[part], shadow.thickness[part]
+    place = slice(first[0], last[0]), slice(first[1], last[1])
+    return place, binned(depth, grid.fine), binned(thickness, grid.fine)
+
+
+def _amounts(
+    names: Sequence[str], sharp: FloatArray, blurred: FloatArray, coords: Mapping[Any, xr.Variable]
+) -> xr.Dataset:
+    """Fractions and thickness from amounts (component, y, x) in nm, sharp and blurred."""
     dims = ("y", "x")
-    maps = xr.Dataset(
-        coords={n: axis(s, grid.pixel, n) for n, s in zip(dims, grid.shape, strict=True)}
-    )
+    maps = xr.Dataset(coords=dict(coords))
     for name, part, soft in zip(names, sharp, blurred, strict=True):
         maps[f"{name}_fraction"] = _variable(
             dims, _ratio(part, sharp.sum(axis=0)), "1", f"true fraction of {name}"
@@ -86,37 +97,78 @@ def _maps(setup: Setup, scene: Scene, optics: Optics) -> xr.Dataset:
         )
     maps["thickness"] = _variable(dims, sharp.sum(axis=0), "nm", "true thickness")
     maps["thickness_blurred"] = _variable(dims, blurred.sum(axis=0), "nm", "blurred thickness")
-    maps["particle_label"] = _variable(dims, labels, "1", "particle")
-    maps["agglomerate_label"] = _variable(dims, owner[labels], "1", "agglomerate")
-    maps["edge_distance"] = _variable(dims, distance, "nm", "distance inwards from the outline")
     maps.attrs["fraction"] = names[1]
     return maps
 
 
-def _agglomerate_depths(
-    particles: Sequence[Particle], maps: xr.Dataset, table: xr.Dataset, gap: float
-) -> FloatArray:
-    """Depth of each centroid below the outline of its agglomerate, gaps closed, in nm."""
-    pixel = float(maps.x[1] - maps.x[0])
-    owner = np.array([p.agglomerate for p in particles])
-    depths = np.full(len(particles), np.nan)
-    for number in np.unique(owner[owner > 0]):
-        reach = int(np.ceil(gap / pixel)) + 2
-        mask = np.pad(maps.agglomerate_label.values == number, reach)
-        ball = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach
-        closed = ndimage.binary_fill_holes(ndimage.binary_closing(mask, ball))
-        depth = ndimage.distance_transform_edt(closed) * pixel
-        mine = owner == number
-        rows, columns = (
-            np.clip(np.rint(c[mine] / pixel - 0.5).astype(int) + reach, 0, s - 1)
-            for c, s in zip((table.y.values, table.x.values), mask.shape, strict=True)
-        )
-        depths[mine] = depth[rows, columns]
-    return depths
+def _maps(setup: Setup, scene: Scene, optics: Optics) -> xr.Dataset:
+    """Maps of the common frame, sharp and blurred."""
+    grid = scene.grid
+    labels, distance = _label_maps(scene.shadows, grid, scene.numbers)
+    owner = np.zeros(scene.labels.max(initial=0) + 1, dtype=np.int32)
+    owner[scene.labels] = [p.agglomerate for p in scene.particles]
+    sharp = np.stack([grid.binned(a) for a in scene.amounts])
+    blurred = np.stack([optics.record(a, np.zeros(2)) for a in scene.amounts])
+    dims = ("y", "x")
+    coords = {
+        name: axis(size, grid.pixel, name, start)
+        for name, size, start in zip(dims, grid.shape, setup.file_origin, strict=True)
+    }
+    maps = _amounts(setup.names, sharp, blurred, coords)
+    maps["particle_label"] = _variable(dims, labels, "1", "particle")
+    maps["agglomerate_label"] = _variable(dims, owner[labels], "1", "agglomerate")
+    maps["edge_distance"] = _variable(dims, distance, "nm", "distance inwards from the outline")
+    return maps
+
+
+def maps_elsewhere(setup: Setup, scene: Scene, main: Setup, like: xr.Dataset) -> xr.Dataset:
+    """Fractions and thickness of a scan on the pixels of the main scan, NaN off its field.
+
+    Parameters
+    ----------
+    setup, scene : Setup, Scene
+        The scan.
+    main : Setup
+        The main scan.
+    like : Dataset, dims (y, x)
+        Its maps; their coordinates are those of its file.
+    """
+    grid, optics, pixel = scene.grid, Optics(setup.instrument, scene.grid), main.scan.pixel_nm
+    shares, covered = [], []
+    for k, name in enumerate("yx"):
+        # Where the pixels really begin, from the corner of the scan on.
+        begin = like[name].values - pixel / 2 - main.scan.origin_error_nm[k]
+        begin = begin - setup.scan.origin_nm[k]
+        shares.append(_cells_in_pixels(begin, pixel, grid, k))
+        end = grid.shape[k] * grid.pixel
+        covered.append((begin > -1e-6) & (begin + pixel < end + 1e-6))
+    off = ~np.outer(*covered)
+
+    def seen(cells: FloatArray) -> FloatArray:
+        pixels = np.asarray(shares[0] @ cells @ shares[1].T, dtype=np.float32)
+        pixels[off] = np.nan
+        return pixels
+
+    sharp = np.stack([seen(a) for a in scene.amounts])
+    blurred = np.stack([seen(optics.blurred(a, np.zeros(2))) for a in scene.amounts])
+    return _amounts(setup.names, sharp, blurred, {name: like[name].variable for name in "yx"})
+
+
+def _cells_in_pixels(begin: FloatArray, pixel: float, grid: Grid, k: int) -> sparse.csr_array:
+    """Share of each cell of the canvas along an axis in pixels that begin at given places in nm."""
+    edges = (np.arange(grid.cells[k] + 1) - grid.margin * grid.fine) * grid.cell
+    low = np.maximum(begin[:, None], edges[None, :-1])
+    high = np.minimum(begin[:, None] + pixel, edges[None, 1:])
+    return sparse.csr_array(np.maximum(high - low, 0) / pixel)
 
 
 def _particle_row(
-    shadow: Shadow, particle: Particle, crowd: NDArray[np.int16], grid: Grid, range_px: FloatArray
+    shadow: Shadow,
+    particle: Particle,
+    crowd: NDArray[np.int16],
+    setup: Setup,
+    grid: Grid,
+    range_px: FloatArray,
 ) -> dict[str, Any]:
     """What the particle stage would measure of one particle on perfect maps."""
     fill = filled(shadow.depth, grid.cell)
@@ -126,7 +178,7 @@ def _particle_row(
     inside = tuple(cells.T)
     # Position of cell centres in the recorded field, in cells.
     place = cells + np.array([shadow.y, shadow.x]) - grid.margin * grid.fine + 0.5
-    y, x = np.average(place, axis=0, weights=fill[inside]) * grid.cell
+    y, x = np.average(place, axis=0, weights=fill[inside]) * grid.cell + setup.file_origin
     # At the border: in the outermost pixels of any frame.
     low = (place.min(axis=0) - 0.5) / grid.fine + range_px[0]
     high = (place.max(axis=0) + 0.5) / grid.fine + range_px[1]
@@ -164,10 +216,10 @@ def _particle_table(setup: Setup, scene: Scene, maps: xr.Dataset, shifts: FloatA
     for shadow in scene.shadows:
         crowd[shadow.window()] += shadow.depth > 0
     rows = [
-        _particle_row(shadow, particle, crowd, grid, range_px)
+        _particle_row(shadow, particle, crowd, setup, grid, range_px)
         for shadow, particle in zip(scene.shadows, particles, strict=True)
     ]
-    table = xr.Dataset(coords={"particle": _labels(len(particles))})
+    table = xr.Dataset(coords={"particle": scene.labels})
     for key in rows[0] if rows else ():
         values = [row[key] for row in rows]
         kind = object if isinstance(values[0], str) else None
@@ -175,25 +227,20 @@ def _particle_table(setup: Setup, scene: Scene, maps: xr.Dataset, shifts: FloatA
         units = _COLUMN_UNITS.get(key, "1")
         table[name] = _variable(("particle",), np.array(values, dtype=kind), units)
     if rows:
-        depth = _agglomerate_depths(particles, maps, table, setup.sample.gap_nm)
+        depth = agglomerate_depths(particles, maps, table, setup.sample.gap_nm)
         table["depth"] = _variable(("particle",), depth, "nm")
     return table
-
-
-def _labels(count: int) -> NDArray[np.int32]:
-    """Labels of particles: 1, 2, ..."""
-    return np.arange(1, count + 1, dtype=np.int32)
 
 
 _VERDICTS = {"diffusion": "diffusion", "core-shell": "core-shell", "uniform": "no gradient"}
 
 
-def _models(particles: Sequence[Particle], sample: Sample) -> xr.Dataset:
+def _models(scene: Scene, sample: Sample) -> xr.Dataset:
     """True parameters in the row of the true model; NaN elsewhere."""
-    names = ["diffusion", "core-shell"]
+    names, particles = ["diffusion", "core-shell"], scene.particles
     table = xr.Dataset(
         coords={
-            "particle": _labels(len(particles)),
+            "particle": scene.labels,
             "model": ("model", np.array(names, dtype=object)),
         }
     )
@@ -237,48 +284,6 @@ def _pooled(particles: Sequence[Particle], sample: Sample) -> xr.Dataset:
         key = "count_" + name.replace("-", "_").replace(" ", "_")
         pooled[key] = count if name == verdict else 0
     return pooled
-
-
-def _heterogeneity(table: xr.Dataset, fraction: str) -> xr.Dataset:
-    """Differences between the places, over the particles that are there."""
-    names = ["outside-inside", "outside-inside at equal thickness", "exterior-interior"]
-    if f"{fraction}_fraction" not in table:
-        values = thickness = np.empty(0)
-        place = np.empty(0, dtype=object)
-    else:
-        values, place = table[f"{fraction}_fraction"].values, table.place.values
-        thickness = table.thickness.values
-    outside, exterior, interior = (place == name for name in ("outside", "exterior", "interior"))
-    inside = exterior | interior
-    differences = [
-        _difference(values, outside, inside),
-        _difference(values, outside, inside, thickness),
-        _difference(values, exterior, interior),
-    ]
-    result = xr.Dataset(coords={"contrast": ("contrast", np.array(names, dtype=object))})
-    result["difference"] = _variable(("contrast",), np.array(differences), "1")
-    for name, groups in (
-        ("count_a", (outside, outside, exterior)),
-        ("count_b", (inside, inside, interior)),
-    ):
-        result[name] = _variable(("contrast",), np.array([int(g.sum()) for g in groups]), "1")
-    return result
-
-
-def _difference(
-    values: FloatArray,
-    first: NDArray[np.bool_],
-    second: NDArray[np.bool_],
-    covariate: FloatArray | None = None,
-) -> float:
-    """Mean of the first group less that of the second, at equal covariate if one is given."""
-    used = first | second
-    if not first.any() or not second.any() or used.sum() < 4:
-        return float("nan")
-    columns = [first[used].astype(float), np.ones(int(used.sum()))]
-    if covariate is not None:
-        columns.append(covariate[used] - covariate[used].mean())
-    return float(np.linalg.lstsq(np.column_stack(columns), values[used], rcond=None)[0][0])
 
 
 def _shifts(setup: Setup, shifts: FloatArray) -> xr.Dataset:
@@ -328,9 +333,9 @@ def truth_tree(
         "spectra": _spectra(setup),
         "maps": maps,
         "particles": table,
-        "models": _models(scene.particles, setup.sample),
+        "models": _models(scene, setup.sample),
         "pooled": _pooled(scene.particles, setup.sample),
-        "heterogeneity": _heterogeneity(table, setup.model.reduced),
+        "heterogeneity": heterogeneity(table, setup.model.reduced, setup.sample.agglomerates),
         "process": _process(setup, run),
     }
     entry = {"schema_version": SCHEMA_VERSION, "title": "truth of a simulation", "default": "maps"}
