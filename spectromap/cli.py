@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--formats", nargs="+", choices=("pdf", "svg", "png"), default=["pdf", "svg", "png"]
     )
     figures.add_argument("--dpi", type=int, default=300)
+
+    view = commands.add_parser("view", parents=[shared], help="stacks and results in napari")
+    view.add_argument("files", nargs="+", metavar="RESULT|FILE", help="results, stacks, globs")
     return parser
 
 
@@ -216,8 +219,15 @@ def _figures(options: argparse.Namespace) -> None:
     print(f"{len(written)} files in {options.out}")
 
 
+def _view(options: argparse.Namespace) -> None:
+    from spectromap import plugin
+
+    plugin.view(options.files)
+
+
 _COMMANDS = {
     "figures": _figures,
+    "view": _view,
     "demo": _demo,
     "info": _info,
     "check": _check,
