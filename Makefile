@@ -9,6 +9,8 @@ UV := .venv/bin/uv
 HEADLESS := -p no:napari -p no:npe2 -p no:napari-plugin-engine
 # One file of tests stays in one process, for the data that its tests share.
 CORE := $(HEADLESS) -n auto --dist loadfile -m "not viewer and not acceptance and not install"
+# What takes long and asks how good the numbers are, not whether the code runs, is run once.
+ONCE := -m "not viewer and not acceptance and not install and not long"
 
 SCREEN := xvfb-run -a -s "-screen 0 1600x1000x24"
 PROBE := $(SCREEN) .venv/bin/python tests/screen_probe.py
@@ -83,7 +85,7 @@ test-lowest: $(LOWEST)
 	rm -rf build/wheel
 	.venv/bin/hatchling build -t wheel -d build/wheel
 	$(UV) pip install --quiet --no-deps --reinstall --python .venv-lowest/bin/python build/wheel/*.whl
-	.venv-lowest/bin/pytest $(CORE)
+	.venv-lowest/bin/pytest $(CORE) $(ONCE)
 
 # A bar that one benchmark misses must not keep the next from running. Names that begin with an
 # underscore are what the others import.

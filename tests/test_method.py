@@ -17,6 +17,8 @@ from spectromap.io.results import read_result
 from spectromap.pipeline import Plan
 from spectromap.synthetic import Instrument, References, Sample, Scan, simulate
 
+pytestmark = pytest.mark.long
+
 DRIFT = {"drift_px": 4.0, "walk_px": 0.3, "jumps": 1, "jump_px": 8.0}
 FINE = Scan(pixel_nm=6.0, shape_px=(170, 190), energy_shift_eV=-0.1, **DRIFT)
 FEW = {"particles": 7, "radius_nm": (70.0, 110.0)}

@@ -243,6 +243,7 @@ def test_core_shell_is_recognised(technique: str, depth: float) -> None:
     assert np.isnan(result["shell_thickness"].sel(model="diffusion")).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fwhm", [10.0, 45.0])
 def test_false_rims_of_uniform_particles_are_not_gradients(fwhm: float) -> None:
     pixel = 5 if fwhm == 10 else 20

@@ -206,10 +206,10 @@ def test_registration_is_the_same_seen_from_the_other_scan():
 def test_scans_that_have_nothing_in_common_are_refused():
     first = View().of(Field(0))
     for seed in (11, 12, 13):
-        with pytest.raises(InputError, match=r"no place stands out|hardly anything"):
+        with pytest.raises(InputError, match="no place stands out"):
             scans.register_scan(first, View(seed=1).of(Field(seed)), 20.0)
     far = View(origin=(50_000.0, 0.0), side=(300.0, 300.0)).of(Field(0))
-    with pytest.raises(InputError, match="nothing in common"):
+    with pytest.raises(InputError, match="no place stands out"):
         scans.register_scan(first, far, 20.0, max_offset_nm=1000.0)
     with pytest.raises(InputError, match="no thickness"):
         scans.register_scan(first.drop_vars("thickness"), first, 20.0)

@@ -214,6 +214,7 @@ def _errors_of(found, name):
         ("mn3_quantiles", None),
     ],
 )
+@pytest.mark.long
 def test_stated_errors_are_the_scatter_about_the_truth(draws, name, truth):
     if (
         truth is None
@@ -258,6 +259,7 @@ def test_differences_of_mean_spectra_are_those_of_the_references(draws):
     assert np.sqrt(np.mean(np.square(pull))) == pytest.approx(1.0, abs=0.15)
 
 
+@pytest.mark.long
 def test_states_that_do_not_differ_are_told_apart_at_the_stated_rate():
     logging.getLogger("spectromap").setLevel(logging.ERROR)
     kinds = [Kind(0.2, cycles, scan=0.01, scale=0.05) for cycles in (0, 1, 125)]

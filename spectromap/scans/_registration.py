@@ -180,7 +180,10 @@ def _placed(
     swapped = float(np.max(second.step)) > float(np.max(first.step))
     still, moving = (second, first) if swapped else (first, second)
     fit = _Fit(still, moving, -offset if swapped else offset)
-    found = fit.run()
+    try:
+        found = fit.run()
+    except InputError:  # it went where the fields have nothing in common
+        return None
     pixel = float(np.max(still.step))
     error = float(np.sqrt(np.max(np.diag(found.covariance)[:2])))
     confidence /= 1.0 + (error / (POOR_ERROR_PX * pixel)) ** 2
