@@ -292,7 +292,7 @@ def correlation_figure(tree: xr.DataTree) -> Figure | None:
         along = np.linspace(0, float(lag.max()), 200)
         axes.plot(along, top * np.exp(-along / length), color=RED, label="exponential")
         bar = error if np.isfinite(error) else 0.0
-        axes.errorbar([length], [top / np.e], xerr=[bar], fmt="D", color=RED, markersize=5,
+        axes.errorbar([length], [top * np.exp(-1.0)], xerr=[bar], fmt="D", color=RED, markersize=5,
                       elinewidth=1.4, label=f"length (±1{SIGMA})")  # fmt: skip
         text = f"correlation length {length:.0f}"
         axes.set_title(text + (f" ± {error:.0f} nm" if np.isfinite(error) else " nm"))
