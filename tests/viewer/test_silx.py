@@ -35,6 +35,7 @@ VIEWS = {
     "models": "Image",
     "pooled": "Raw",
     "heterogeneity": "Curve",
+    "oxygen": "Curve",
     "process": "HDF5",
 }
 
