@@ -432,8 +432,11 @@ def test_wide_blur_has_edges_placed_by_the_thickness() -> None:
     depth = 12.0
     scene = Balls(((287.0, 293.0, 180.0, 0.05),), (29, 29), 20.0, 45.0, depth=depth)
     maps = scene.maps()
-    maps["edge_distance"] = maps["edge_distance"] - 3.0
-    maps["particle_label"] = maps["particle_label"].where(maps["edge_distance"] > 0, 0).astype(int)
+    distance = maps["edge_distance"]
+    maps["edge_distance"] = distance.copy(data=distance.values - 3.0)
+    labels = maps["particle_label"]
+    inside = maps["edge_distance"].values > 0
+    maps["particle_label"] = labels.copy(data=np.where(inside, labels.values, 0))
     particles = xr.Dataset({"radius": ("particle", [177.0])}, coords={"particle": [1]})
     profiles = radial_profiles(maps, "mn3", 45.0)
 

@@ -350,7 +350,11 @@ def _normal(key: str, value: Any) -> Any:
     if field is None:
         return None if value is _UNSET else value
     if value is _UNSET:
-        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        value = (
+            None
+            if field.is_required()
+            else field.get_default(call_default_factory=True, validated_data={})
+        )
         return _plain(key, value)
     try:
         return _plain(key, _adapter(key).validate_python(value))
