@@ -24,6 +24,8 @@ from spectromap.io import results
 from spectromap.io.results import read_result
 from spectromap.schema import FLAGS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def made():

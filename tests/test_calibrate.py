@@ -13,6 +13,8 @@ from scipy.special import erf
 
 from spectromap.calibrate import Calibration, calibrate_energy
 
+pytestmark = pytest.mark.long
+
 ENERGY = np.concatenate([np.arange(635, 639, 0.5), np.arange(639, 645.6, 0.2),
                          np.arange(645.6, 660, 0.9)])  # fmt: skip
 #: Centre in eV, height in nm-1, standard deviation in eV at the resolution of the references.

@@ -8,7 +8,7 @@ from spectromap import demo
 from spectromap.io.results import read_result
 from spectromap.synthetic import Extent
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.acceptance
 
 
 @pytest.fixture(scope="module")

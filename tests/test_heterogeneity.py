@@ -18,6 +18,8 @@ from spectromap.heterogeneity import _linear, compare_groups, contrasts
 from spectromap.io.results import read_result, write_result
 from spectromap.schema import InputError
 
+pytestmark = pytest.mark.long
+
 
 def _benchmark():
     """The simulator of tables, which the benchmark runs at length."""

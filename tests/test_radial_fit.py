@@ -18,6 +18,8 @@ from spectromap.radial import MODELS, Model
 from spectromap.radial.fit import Context, fit_models, pool
 from spectromap.schema import InputError
 
+pytestmark = pytest.mark.long
+
 ENERGY = np.linspace(636.0, 648.0, 30)
 SECONDS = 4e5
 #: Photon noise alone, as for a perfect sphere and perfect reference spectra.
@@ -243,7 +245,6 @@ def test_core_shell_is_recognised(technique: str, depth: float) -> None:
     assert np.isnan(result["shell_thickness"].sel(model="diffusion")).all()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("fwhm", [10.0, 45.0])
 def test_false_rims_of_uniform_particles_are_not_gradients(fwhm: float) -> None:
     pixel = 5 if fwhm == 10 else 20

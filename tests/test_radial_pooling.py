@@ -10,6 +10,8 @@ from scipy import stats
 from spectromap.radial.pooling import ONE_SIDED_95, pool
 from spectromap.schema import VERDICTS
 
+pytestmark = pytest.mark.long
+
 SECONDS = 4e5
 LIMITS = ("cm2", "low", "high")
 TRUTH = -12.0

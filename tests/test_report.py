@@ -201,6 +201,7 @@ def test_no_particles(tree, tmp_path):
         ("process", ""),
     ],
 )
+@pytest.mark.long
 def test_a_group_may_be_missing(tree, tmp_path, group, missing):
     nodes = {path: node for path, node in tree.to_dict().items() if not path.endswith(group)}
     page = page_of(xr.DataTree.from_dict(nodes), tmp_path)
