@@ -621,7 +621,7 @@ def _take(lock: Path, owner: Mapping[str, Any]) -> None:
     """Create the lock file, after removing one that a dead process left."""
     for _ in range(3):
         try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            _create_whole(lock, json.dumps(owner))
         except FileExistsError:
             holder = _read_lock(lock)
             if not _is_stale(holder):
@@ -633,8 +633,6 @@ def _take(lock: Path, owner: Mapping[str, Any]) -> None:
             )
             _remove_stale(lock)
         else:
-            with open(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(owner, stream)
             return
     holder = _read_lock(lock)
     name = f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "unknown"
@@ -643,6 +641,26 @@ def _take(lock: Path, owner: Mapping[str, Any]) -> None:
         where=lock.parent,
         remedy=f"Wait for it, or choose another folder; if nothing runs, delete {lock.name} there.",
     )
+
+
+def _create_whole(path: Path, content: str) -> None:
+    """Create a file that is never seen without its content: a kill in between leaves no file.
+
+    `FileExistsError` where the name is taken. Where the file system has no links, a kill between
+    two system calls can still leave an empty file.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(content, encoding="utf-8")
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            raise
+        except (OSError, AttributeError):
+            with open(path, "x", encoding="utf-8") as stream:
+                stream.write(content)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _remove_stale(lock: Path) -> None:
