@@ -27,7 +27,7 @@ import numpy as np
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from spectromap import pipeline
+from spectromap._run import STEPS, Run
 from spectromap.pipeline import Plan, analyze
 from spectromap.schema import InputError
 from spectromap.schema import Instrument as ToldInstrument
@@ -323,17 +323,6 @@ def _truth(field: Field, simulation: Simulation) -> xr.Dataset:
     return truth.assign_attrs(verdict=verdict, shell_nm=field.sample.shell_nm)
 
 
-class _Resumed(pipeline._Run):
-    """A run that goes on from stored maps."""
-
-    def __init__(self, kept: Stored, plan: Plan) -> None:
-        pipeline._Setting.__init__(self, kept.stack, plan)
-        self.scratch, self.progress = None, False
-        self.dark = plan.instrument.dark_counts if self.quantity == "counts" else 0.0
-        self.resolution = self._first_resolution()
-        self.resolution_rel_error = pipeline.GIVEN_RESOLUTION_ERROR
-
-
 def refitted(kept: Stored, options: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """Find particles, profiles and models in stored maps.
 
@@ -350,15 +339,19 @@ def refitted(kept: Stored, options: dict[str, dict[str, Any]] | None = None) -> 
         Groups of the result, the maps with the labels among them.
     """
     plan = replace(plan_of(kept.field, kept.given), options=options or {})
-    run = _Resumed(kept, plan)
-    spectra, maps = kept.spectra.copy(), kept.maps.copy()
+    run = Run(kept.stack, plan)
+    spectra = kept.spectra.copy()
     components = run.reference_set(
         float(spectra["energy_shift"]),
         float(spectra["energy_scale"]),
         float(np.nan_to_num(spectra["broadening"])),
     )
+    run.groups = {"spectra": spectra, "maps": kept.maps.copy(), "components": components}
     with threadpool_limits(1):
-        return {"maps": maps, **run.find_particles(maps, spectra, components)}
+        for step in STEPS[STEPS.index("particles") :]:
+            run.run(step)
+    del run.groups["spectra"], run.groups["components"]
+    return run.groups
 
 
 def file_of(folder: Path, kind: str, number: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,15 @@ EXPECTED_MAPS = 26
 Folder = str | Path | None
 
 
-def progress_bar(items: list[Any], text: str, show: bool) -> Any:
+#: Progress bars or none, or what is given the items and a text, gives the items back one by one,
+#: and may break off in between.
+Progress = bool | Callable[[list[Any], str], Iterable[Any]]
+
+
+def progress_bar(items: Sequence[Any], text: str, show: Progress) -> Any:
     """The items, with a progress bar if one is wanted."""
+    if callable(show):
+        return show(list(items), text)
     from tqdm import tqdm
 
     return tqdm(items, desc=text, disable=None if show else True, leave=False, delay=2.0)
@@ -42,11 +49,11 @@ class Frames:
 
     stack: xr.DataArray
     defects: xr.Dataset
-    on_disk: bool
+    scratch: ScratchArray | None
 
     @classmethod
     def read(
-        cls, stack: xr.DataArray, dark_counts: float, folder: Folder, progress: bool
+        cls, stack: xr.DataArray, dark_counts: float, folder: Folder, progress: Progress
     ) -> Frames:
         """Read every frame once, inspecting it on the way."""
         size = 4 * math.prod(stack.shape)
@@ -75,23 +82,35 @@ class Frames:
         if scratch is None:
             detector.blank(memory, defects)
         else:
-            scratch.filter = lambda values, box: detector.blank(values, defects, box[1], box[0])
-            data = lazily(scratch, ("energy", "y", "x"))
-        clean_stack = xr.DataArray(
-            data, dims=stack.dims, coords=stack.coords, attrs=dict(stack.attrs), name="intensity"
-        )
-        return cls(clean_stack, defects, scratch is not None)
+            data = lazily(_without_defects(scratch, defects), ("energy", "y", "x"))
+        return cls(_like(stack, data), defects, scratch)
 
     def frame(self, index: int) -> NDArray[np.float32]:
         """One frame."""
         return np.asarray(self.stack[index].values)
 
-    def leave_out(self, rows: NDArray[np.bool_]) -> None:
-        """Give up rows (energy, y) of single frames."""
-        if rows.any():
-            self.defects["bad_rows"].values |= rows
-            if not self.on_disk:
-                self.stack.values[rows] = np.nan
+    def without(
+        self,
+        energies: Sequence[int] = (),
+        pixels: NDArray[np.bool_] | None = None,
+        rows: NDArray[np.bool_] | None = None,
+    ) -> Frames:
+        """The frames without some of them, pixels (y, x), or rows (energy, y) of single frames."""
+        bad = [b for b in (pixels, rows) if b is not None and b.any()]
+        if not energies and not bad:
+            return self
+        defects = self.defects.copy(deep=True)
+        defects["lost"].values[list(energies)] = True
+        if pixels is not None:
+            defects["dead"].values |= pixels
+        if rows is not None:
+            defects["bad_rows"].values |= rows
+        data: Any
+        if self.scratch is None:
+            data = detector.blank(self.stack.values.copy(), defects)
+        else:
+            data = lazily(_without_defects(self.scratch, defects), ("energy", "y", "x"))
+        return Frames(_like(self.stack, data), defects, self.scratch)
 
     def points(
         self, index: int, pixels: NDArray[np.intp], shifts: xr.Dataset
@@ -125,7 +144,19 @@ class Frames:
         return xr.DataArray(result, dims=part.dims, coords=part.coords, attrs=part.attrs)
 
 
-def binned(stack: xr.DataArray, binning: int, progress: bool) -> xr.DataArray:
+def _like(stack: xr.DataArray, data: Any) -> xr.DataArray:
+    """Clean frames with the axes of the stack."""
+    return xr.DataArray(
+        data, dims=stack.dims, coords=stack.coords, attrs=dict(stack.attrs), name="intensity"
+    )
+
+
+def _without_defects(scratch: ScratchArray, defects: xr.Dataset) -> ScratchArray:
+    """The same data, NaN where only the whole stack could tell that they are unusable."""
+    return scratch.filtered(lambda values, box: detector.blank(values, defects, box[1], box[0]))
+
+
+def binned(stack: xr.DataArray, binning: int, progress: Progress) -> xr.DataArray:
     """A stack of larger pixels, in memory: sums of `binning` x `binning` of the stack's."""
     if binning == 1:
         return stack

@@ -332,7 +332,7 @@ def correct_shifts(
     errors = np.stack([shifts[f"shift_{a}_errors"].values for a in "yx"], axis=1)
     confidence, flagged = shifts["confidence"].values.copy(), shifts["flagged"].values.copy()
     for key, change in corrections.items():
-        k = _frame_number(shifts["energy"].values, key)
+        k = frame_number(shifts["energy"].values, key)
         found[k] = np.asarray(change, dtype=float) + (0.0 if replace else found[k])
         errors[k] = np.where(np.isfinite(errors[k]), errors[k], 0.0)
         confidence[k], flagged[k] = 1.0, False
@@ -340,8 +340,25 @@ def correct_shifts(
     return _dataset(shifts["energy"], found, errors, confidence, flagged.astype(bool), centred)
 
 
-def _frame_number(energies: Array, key: int | float) -> int:
-    """Number of a frame from its number or its energy."""
+def frame_number(energies: Array, key: int | float) -> int:
+    """Number of a frame from its number or its energy in eV.
+
+    Parameters
+    ----------
+    energies : ndarray, shape (n_energy,)
+        Energies in eV.
+    key : int or float
+        A number, or an energy to 0.05 eV.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InputError
+        There is no such frame.
+    """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if -len(energies) <= key < len(energies):
             return int(key) % len(energies)

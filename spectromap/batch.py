@@ -19,6 +19,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from spectromap import __version__
 from spectromap._streaming import IN_MEMORY_BYTES, SLAB_BYTES, progress_bar
@@ -118,8 +119,11 @@ def load_plan(description: Any) -> Plan:
     FileError, InputError
         A file named in the description is missing or unusable.
     """
-    i0, shifts = description.i0, description.shifts
-    for section, key in ((i0, "mask"), (i0, "spectrum"), (shifts, "file"), (shifts, "mask")):
+    i0, shifts, exclude = description.i0, description.shifts, description.exclude
+    for section, key in (
+        *((i0, "mask"), (i0, "spectrum"), (exclude, "mask")),
+        *((shifts, "file"), (shifts, "mask")),
+    ):
         if getattr(section, key) is not None:
             _must_exist(getattr(section, key), f"{type(section).__name__.lower()}.{key}")
     plan = Plan(
@@ -129,11 +133,13 @@ def load_plan(description: Any) -> Plan:
         sample=Sample(**description.sample.model_dump()),
         instrument=Instrument(**description.instrument.model_dump()),
         i0_region=i0.region,
-        i0_mask=None if i0.mask is None else np.asarray(read_mask(i0.mask), dtype=bool),
+        i0_mask=_mask(i0.mask),
         i0_spectrum=None if i0.spectrum is None else read_spectrum(i0.spectrum),
         shifts=None if shifts.file is None else read_shifts(shifts.file),
         shift_corrections=dict(shifts.corrections),
-        align_mask=None if shifts.mask is None else np.asarray(read_mask(shifts.mask), dtype=bool),
+        exclude_energies=tuple(exclude.energies),
+        exclude_mask=_mask(exclude.mask),
+        align_mask=_mask(shifts.mask),
         align_reference=None if shifts.reference is None else open_stack(shifts.reference),
         scales={name: r.scale for name, r in description.references.items()},
         fwhm_eV={n: r.fwhm_eV for n, r in description.references.items() if r.fwhm_eV is not None},
@@ -144,6 +150,11 @@ def load_plan(description: Any) -> Plan:
     )
     spectra = {n: _reference(n, r, plan) for n, r in description.references.items()}
     return replace(plan, spectra=spectra)
+
+
+def _mask(path: str | None) -> NDArray[np.bool_] | None:
+    """A mask, if there is one."""
+    return None if path is None else np.asarray(read_mask(path), dtype=bool)
 
 
 def _reference(name: str, reference: Any, plan: Plan) -> xr.DataArray:
@@ -442,6 +453,7 @@ def _files_beside(description: Any) -> list[str]:
     """Every file that a description names beside the stack."""
     i0, shifts = description.i0, description.shifts
     files = [i0.mask, i0.spectrum, shifts.file, shifts.mask, shifts.reference]
+    files += [description.exclude.mask]
     files += [description.labels, description.agglomerate_labels]
     files += [reference.file for reference in description.references.values()]
     return [path for path in files if path is not None]

@@ -51,7 +51,10 @@ STAGES: dict[str, Callable[..., Any]] = {
 #: Stages that every further scan goes through by itself.
 SCAN_STAGES = ("align", "energy", "stray", "fit")
 #: What a further scan does not take over from the run: it is about the pixels of one file.
-_OWN_TO_A_STACK = ("stack", "i0", "shifts", "scans", "labels", "agglomerate_labels")
+_OWN_TO_A_STACK = (
+    *("stack", "i0", "shifts", "exclude"),
+    *("scans", "labels", "agglomerate_labels"),
+)
 
 #: Keys of the run description whose values are paths.
 PATH_KEYS = ("stack", "file", "mask", "spectrum", "labels", "agglomerate_labels", "reference")
@@ -128,6 +131,13 @@ class Shifts(_Section):
         return self
 
 
+class Exclude(_Section):
+    """What is left out by hand: frames by their energies, and pixels of the file."""
+
+    energies: list[float] = Field(default_factory=list)
+    mask: str | None = None
+
+
 def _auto(value: Any) -> Any:
     return {} if value in ("auto", None) else value
 
@@ -173,6 +183,7 @@ class _Described(_Section):
     )
     i0: Annotated[I0, BeforeValidator(_auto)] = Field(default_factory=I0)
     shifts: Shifts = Field(default_factory=Shifts)
+    exclude: Exclude = Field(default_factory=Exclude)
     references: dict[str, Reference] = Field(default_factory=dict)
     fraction: str | None = None
 
@@ -281,7 +292,7 @@ def describe_scan(run: Any, name: str) -> Any:
     if own.get("references"):
         content |= {"fraction": None, "edge": None}
     for key, value in own.items():
-        merge = isinstance(value, dict) and key not in ("references", "i0", "shifts")
+        merge = isinstance(value, dict) and key not in ("references", "i0", "shifts", "exclude")
         content[key] = {**content[key], **value} if merge else value
     return parse_run(content, f"scans.{name}")
 

@@ -2,153 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from spectromap import (
-    absorption,
-    align,
-    calibrate,
-    explore,
-    heterogeneity,
-    oxygen,
-    profiles,
-    references,
-    resolution,
-    segment,
-    unmix,
-)
-from spectromap import (
-    scans as field_scans,
-)
-from spectromap._overview import Overview
-from spectromap._streaming import Frames, MapStore, binned, progress_bar
-from spectromap.radial import fit as radial_fit
-from spectromap.schema import (
-    FLAGS,
-    LOG,
-    SCHEMA_VERSION,
-    InputError,
-    Instrument,
-    Sample,
-    check_stack,
-    component_names,
-    pixel_size,
-)
+from spectromap import explore, oxygen, references
+from spectromap._plan import Mask, Plan, Setting, in_stack_order, region_mask
+from spectromap._run import STEPS, Groups, Run, Scans
+from spectromap._streaming import Progress
+from spectromap.schema import SCHEMA_VERSION, InputError, check_stack
 
-__all__ = ["Plan", "analyze"]
-
-Groups = dict[str, xr.Dataset]
-Options = Mapping[str, Mapping[str, Any]]
-Mask = NDArray[np.bool_]
-
-#: Until it is estimated; relative errors of a resolution that is given, and of one that cannot be
-#: told.
-DEFAULT_RESOLUTION_PX = 2.0
-GIVEN_RESOLUTION_ERROR, UNKNOWN_RESOLUTION_ERROR = 0.1, 0.4
-#: The middle of a larger picture says as much about the resolution, in less memory.
-MOST_RESOLUTION_PX = 2048
-#: Mean OD of the pixels whose spectra are averaged, at least, and OD at the highest peak, at most.
-MEAN_SPECTRUM_OD = (0.1, 3.0)
-#: Highest peak of a spectrum over its mean, where no references tell it.
-USUAL_PEAK = 3.0
-FEW_SPECTRA, MOST_SPECTRA = 200, 20_000
-#: The logarithm of so many counts is not biased by their noise.
-ENOUGH_COUNTS = 2000.0
-#: Stray light is looked for in so many of the most absorbing pixels, at most this share of all.
-STRAY_PIXELS = 4096
-ABSORBING_SHARE = 0.3
-STRAY_LEAST_OD = 0.3
-#: ... where the thickness changes by less than this share over one resolution: light of thinner
-#: neighbours mixed in by the optics looks like stray light.
-STRAY_EVENNESS = 0.15
-STRAY_LEAST_PIXELS = 30
-#: The open area must not absorb like the sample; this much mean optical density counts as doing so.
-OPEN_AREA_MAX_OD = 0.1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run needs to know beside the stack.
-
-    Parameters
-    ----------
-    spectra : mapping of component name to DataArray (energy,)
-        Reference spectra as `spectromap.io.read_spectrum` returns them.
-    fraction : str
-        The component that is mapped as a fraction.
-    edge : str, optional
-        Absorption edge, such as ``Mn L3``; by default the one the energies span.
-    sample, instrument : Sample, Instrument
-        See `spectromap.schema`.
-    i0_region : tuple of int, optional
-        ``y0, y1, x0, x1`` in pixels of the file, half open.
-    i0_mask : ndarray of bool, optional
-        Open area on the pixel grid of the file.
-    i0_spectrum : DataArray, optional
-        I0 measured apart. With none of the three the open area is found in the stack.
-    shifts : Dataset, optional
-        Shifts from elsewhere, as `spectromap.io.shifts.read_shifts` returns them; they replace
-        registration.
-    shift_corrections : mapping of energy in eV to (y, x) in nm
-        Added to the shifts of the frames at these energies, by hand.
-    align_mask : ndarray of bool, optional
-        Pixels of the file that registration looks at.
-    align_reference : DataArray, optional
-        A stack or image of the same field that fixes the common frame.
-    scales, fwhm_eV : mapping, optional
-        Scale rule and energy resolution of single references.
-    labels : ndarray of int or DataArray, optional
-        Hand-corrected particle labels, on the pixel grid of the result.
-    agglomerates : ndarray of int or DataArray, optional
-        Agglomerates drawn by hand, on the same grid.
-    options : mapping
-        Options of the stages: ``align``, ``energy``, ``stray``, ``fit``, ``segment``,
-        ``agglomerates``, ``particles``, ``profiles``, ``models``, ``pooled``, ``heterogeneity``,
-        ``oxygen``.
-    seed : int
-        Seed of every random step.
-    """
-
-    spectra: Mapping[str, xr.DataArray]
-    fraction: str
-    edge: str | None = None
-    sample: Sample = field(default_factory=Sample)
-    instrument: Instrument = field(default_factory=Instrument)
-    i0_region: tuple[int, int, int, int] | None = None
-    i0_mask: Mask | None = None
-    i0_spectrum: xr.DataArray | None = None
-    shifts: xr.Dataset | None = None
-    shift_corrections: Mapping[float, tuple[float, float]] = field(default_factory=dict)
-    align_mask: Mask | None = None
-    align_reference: xr.DataArray | None = None
-    scales: Mapping[str, references.Scale] = field(default_factory=dict)
-    fwhm_eV: Mapping[str, float] = field(default_factory=dict)
-    labels: NDArray[np.integer[Any]] | xr.DataArray | None = None
-    agglomerates: NDArray[np.integer[Any]] | xr.DataArray | None = None
-    options: Options = field(default_factory=dict)
-    seed: int = 0
-
-    def of(self, stage: str) -> dict[str, Any]:
-        """Options of one stage."""
-        return dict(self.options.get(stage, {}))
+__all__ = ["STEPS", "Analysis", "Plan", "analyze", "in_stack_order"]
 
 
 def analyze(
     stack: xr.DataArray,
     plan: Plan,
     *,
-    scans: Mapping[str, tuple[xr.DataArray, Plan]] | None = None,
+    scans: Scans | None = None,
     scratch: str | Path | None = None,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> xr.DataTree:
     """Run the whole method on one stack.
 
@@ -163,8 +42,9 @@ def analyze(
         come to lie on the grid of the first.
     scratch : path, optional
         Folder for the uncompressed copy of a stack that does not fit in memory.
-    progress : bool
-        Show progress bars.
+    progress : bool or callable
+        Show progress bars; or what is given the items of some work and a text, and gives the items
+        back one by one.
 
     Returns
     -------
@@ -180,34 +60,153 @@ def analyze(
     for one in (stack, *(other for other, _ in (scans or {}).values())):
         check_stack(one)
     with threadpool_limits(1):
-        run, groups, components = _map_stack(stack, plan, scratch, progress)
-        if components is not None:
-            groups |= run.find_particles(groups["maps"], groups["spectra"], components)
-            for name, (other, its_plan) in (scans or {}).items():
-                LOG.info("scan '%s'", name)
-                its_run, found, _ = _map_stack(other, its_plan, scratch, progress)
-                groups |= run.add_scan(name, groups, its_run, found)
-    return _tree(groups, stack, plan)
+        run = Run(stack, plan, scans, scratch, progress)
+        for step in STEPS:
+            run.run(step)
+    return _tree(run)
 
 
-def _map_stack(
-    stack: xr.DataArray, plan: Plan, scratch: str | Path | None, progress: bool
-) -> tuple[_Run, Groups, xr.Dataset | None]:
-    """Shifts, spectra and maps of one stack, and its references; None where it has none."""
-    frames = Frames.read(stack, plan.instrument.dark_counts, scratch, progress)
-    run = _Run(frames, plan, scratch, progress)
-    shifts = run.register()
-    i0 = run.open_area(shifts)
-    if not plan.spectra:
-        return run, run.without_references(shifts, i0), None
-    spectra, components = run.calibrate(shifts, i0)
-    run.find_stray(spectra, shifts, i0, components)
-    maps = run.map_composition(shifts, i0, spectra, components)
-    spectra = run.describe(spectra, maps, components)
-    run.find_resolution(spectra)
-    run.carry_phase(stack, shifts, spectra, maps)
-    run.find_dose(spectra, maps)
-    return run, {"shifts": shifts, "spectra": spectra, "maps": maps}, components
+class Analysis:
+    """The steps of `analyze` one at a time; what each found is kept, so that it can be redone.
+
+    Parameters
+    ----------
+    stack, plan, scans, scratch, progress
+        As for `analyze`.
+    """
+
+    def __init__(
+        self,
+        stack: xr.DataArray,
+        plan: Plan,
+        *,
+        scans: Scans | None = None,
+        scratch: str | Path | None = None,
+        progress: Progress = False,
+    ) -> None:
+        for one in (stack, *(other for other, _ in (scans or {}).values())):
+            check_stack(one)
+        self.stack, self.plan, self.scans = stack, plan, scans
+        self._start = Run(stack, plan, scans, scratch, progress)
+        self._after: dict[str, Run] = {}
+
+    def change(self, plan: Plan, scans: Scans | None = None, *, since: str) -> None:
+        """Go on by another plan; what steps before `since` found is kept, the rest is dropped.
+
+        Parameters
+        ----------
+        plan, scans
+            As for `analyze`; of the same stack.
+        since : str
+            The first step of `STEPS` for which the plan differs.
+        """
+        self.plan, self.scans = plan, scans
+        for step in STEPS[STEPS.index(since) :]:
+            self._after.pop(step, None)
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """The steps that are done."""
+        return tuple(step for step in STEPS if step in self._after)
+
+    def run(self, step: str) -> None:
+        """Do one step; those after it are dropped.
+
+        Parameters
+        ----------
+        step : str
+            One of `STEPS`; all before it are done.
+
+        Raises
+        ------
+        InputError
+            As `analyze` does.
+        """
+        number = STEPS.index(step)
+        assert self.done[:number] == STEPS[:number], f"steps before '{step}' are missing"
+        before = self._after[STEPS[number - 1]] if number else self._start
+        run = before.continued(self.plan, self.scans)
+        with threadpool_limits(1):
+            run.run(step)
+        self.change(self.plan, self.scans, since=step)
+        self._after[step] = run
+
+    def groups(self, step: str | None = None) -> Groups:
+        """What was found up to a step, by default the last that is done.
+
+        Parameters
+        ----------
+        step : str, optional
+            One of `done`.
+
+        Returns
+        -------
+        dict of Dataset
+            The groups of the result, and ``i0`` with the ``open_area`` (y, x), and
+            ``components``, the references on the energies of the stack.
+        """
+        run = self._run(step)
+        groups = dict(run.groups)
+        if "i0" in groups:
+            stack = run.stack
+            area = xr.DataArray(run.area, coords={"y": stack.y, "x": stack.x}, dims=("y", "x"))
+            groups["i0"] = groups["i0"].assign(open_area=area)
+        return groups
+
+    def tree(self) -> xr.DataTree:
+        """The result as far as it has come, as `analyze` returns it."""
+        return _tree(self._run())
+
+    def _run(self, step: str | None = None) -> Run:
+        last = step or (self.done[-1] if self.done else None)
+        return self._start if last is None else self._after[last]
+
+    def spectrum(self, inside: Mask) -> xr.Dataset:
+        """Optical density of a region, and its composition once the energy is calibrated.
+
+        Parameters
+        ----------
+        inside : ndarray of bool, shape (ny, nx)
+            The region in the common frame. Of large regions every n-th pixel is taken.
+
+        Returns
+        -------
+        Dataset, dims (energy,)
+            ``optical_density``, ``optical_density_errors`` and ``optical_density_systematic`` as
+            `spectromap.explore.region_spectrum` makes them. With a calibrated energy also ``fit``,
+            ``fit_errors``, ``residual``, ``baseline`` and ``reference_<component>`` times its
+            amount; ``thickness`` and ``<component>_fraction`` with their ``_errors``. Attributes
+            ``pixel_count`` and, of the fit, ``chi2`` per degree of freedom.
+
+        Raises
+        ------
+        InputError
+            No pixel in the region was measured in every usable frame.
+        """
+        with threadpool_limits(1):
+            run = self._run()
+            found = run.spectrum_of(np.flatnonzero(inside))
+            if "components" in run.groups:
+                run.fit_spectrum(found)
+        return found
+
+    def preview(self, rows: slice, columns: slice, most: int = 10_000) -> xr.Dataset:
+        """Composition of every n-th pixel of a box, as the whole field would be mapped.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            The box in pixels of the common frame.
+        most : int
+            Pixels that are fitted, at most.
+
+        Returns
+        -------
+        Dataset, dims (y, x)
+            Maps as `spectromap.unmix.fit_components` makes them.
+        """
+        with threadpool_limits(1):
+            return self._run("energy").preview(rows, columns, most)
 
 
 def reference_of_region(
@@ -249,12 +248,12 @@ def reference_of_region(
         The region lies outside the frames, or an edge jump is asked for where there is none.
     """
     check_stack(stack)
-    inside = _region_mask(region, stack, f"references.{name}.region")
+    inside = region_mask(region, stack, f"references.{name}.region")
     with threadpool_limits(1):
-        frames = Frames.read(stack, plan.instrument.dark_counts, None, False)
-        run = _Run(frames, replace(plan, spectra={}), None, False)
-        shifts = run.register()
-        i0 = run.open_area(shifts)
+        run = Run(stack, replace(plan, spectra={}))
+        for step in ("data", "align", "i0"):
+            run.run(step)
+        shifts, i0 = run.groups["shifts"], run.groups["i0"]
         made = run.transmission(shifts, i0, range(stack.sizes["y"]))
         found = explore.region_spectrum(made, inside)
     energy = stack.energy.values.astype(float)
@@ -289,7 +288,7 @@ def misfits(stack: xr.DataArray, plan: Plan) -> list[str]:
     """
     found: list[str] = []
     try:
-        run = _Setting(stack, plan)
+        run = Setting(stack, plan)
     except InputError as error:
         return [str(error)]
     trials: list[Callable[[], object]] = []
@@ -311,637 +310,10 @@ def misfits(stack: xr.DataArray, plan: Plan) -> list[str]:
     return found
 
 
-class _Setting:
-    """The axes of a stack with the plan for it: all that can be checked without the data."""
-
-    def __init__(self, stack: xr.DataArray, plan: Plan) -> None:
-        self.stack, self.plan = stack, plan
-        sample = plan.sample
-        self.material = (
-            references.Material(sample.formula, sample.density_g_cm3)
-            if sample.formula and sample.density_g_cm3
-            else None
-        )
-
-        energy = stack.energy.values.astype(float)
-        self.edge: references.Edge | None = None
-        self.normal: dict[str, xr.DataArray] = {}
-        if plan.spectra:
-            self.edge = references.Edge(plan.edge or references.guess_edge(energy))
-            self.normal = references.normalise_references(
-                plan.spectra, self.edge, material=self.material, scales=plan.scales
-            )
-
-    def reference_set(
-        self, shift: float = 0.0, scale: float = 1.0, broadening_eV: float = 0.0
-    ) -> xr.Dataset:
-        """References on the energies of the stack, at an energy calibration."""
-        recorded = self.plan.instrument.spectral_fwhm_eV
-        widths = {
-            name: float(np.sqrt(max(recorded**2 - own**2, 0.0)))
-            for name, own in self.plan.fwhm_eV.items()
-            if recorded is not None
-        }
-        assert self.edge is not None, "a plan without references has no reference set"
-        return references.reference_set(
-            self.normal,
-            self.stack.energy.values.astype(float),
-            self.edge,
-            broadening_eV=widths,
-            energy_shift=shift,
-            energy_scale=scale,
-            extra_broadening_eV=broadening_eV,
-        )
-
-    def oxygen_states(self) -> tuple[float, float] | None:
-        """States of the mapped metal at fractions 0 and 1, if the oxygen can be balanced."""
-        formula, fraction = self.plan.sample.formula, self.plan.fraction
-        valence = {n: s.attrs["valence"] for n, s in self.normal.items() if "valence" in s.attrs}
-        if formula is None or self.edge is None or self.edge.element == "O":
-            return None
-        if len(self.normal) != 2 or len(valence) != 2:
-            return None
-        other = next(name for name in valence if name != fraction)
-        return float(valence[other]), float(valence[fraction])
-
-    def oxygen_of(self, mean: oxygen.Measured, states: tuple[float, float]) -> xr.Dataset:
-        """Oxygen balance for a mean fraction."""
-        sample, element = self.plan.sample, self.edge.element if self.edge else ""
-        return oxygen.oxygen_balance(
-            mean, sample.formula or "", states, sample.state, element, **self.plan.of("oxygen")
-        )
-
-    def given_area(self) -> Mask | None:
-        """The open area that the plan states, in the common frame."""
-        plan = self.plan
-        if plan.i0_mask is not None:
-            return _in_stack_order(plan.i0_mask, self.stack)
-        if plan.i0_region is not None:
-            return _region_mask(plan.i0_region, self.stack, "i0.region")
-        return None
-
-
-class _Run(_Setting):
-    """The steps that `analyze` puts in order."""
-
-    def __init__(self, frames: Frames, plan: Plan, scratch: str | Path | None, progress: bool):
-        super().__init__(frames.stack, plan)
-        self.frames, self.scratch, self.progress = frames, scratch, progress
-        self.dark = plan.instrument.dark_counts if self.quantity == "counts" else 0.0
-        self.resolution = self._first_resolution()
-        self.resolution_rel_error = GIVEN_RESOLUTION_ERROR
-        self.sharpest: xr.Dataset | None = None
-
-    @property
-    def quantity(self) -> str:
-        """What the values of the stack are."""
-        return str(self.stack.attrs["quantity"])
-
-    def _first_resolution(self) -> float:
-        """Resolution in nm as it is given, or what will do until it is estimated."""
-        given = self.plan.instrument.resolution_nm
-        return (
-            DEFAULT_RESOLUTION_PX * max(pixel_size(self.stack)) if given is None else float(given)
-        )
-
-    def find_resolution(self, spectra: xr.Dataset) -> None:
-        """Estimate the resolution where it is not given, and say so in the spectra."""
-        if self.sharpest is not None:
-            picture = _middle(self.sharpest, MOST_RESOLUTION_PX)
-            found = resolution.estimate_resolution(
-                picture["mean_transmission"], picture["mean_transmission_errors"]
-            )
-            if found.limit or not np.isfinite(found.fwhm_nm):
-                self.resolution = float(np.nanmin([found.fwhm_nm, self.resolution]))
-                self.resolution_rel_error = UNKNOWN_RESOLUTION_ERROR
-                LOG.warning(
-                    "instrument.resolution_nm is not given and cannot be estimated (%s): %.3g nm is"
-                    " assumed, and D depends on it", found.reason, self.resolution
-                )  # fmt: skip
-            else:
-                self.resolution = found.fwhm_nm
-                self.resolution_rel_error = found.error_nm / found.fwhm_nm
-                LOG.info("resolution: %.3g +- %.2g nm", found.fwhm_nm, found.error_nm)
-        error = self.resolution * self.resolution_rel_error
-        text = "full width at half maximum of the point spread function"
-        spectra["resolution"] = ((), self.resolution, {"units": "nm", "long_name": text})
-        spectra["resolution_errors"] = ((), error, {"units": "nm"})
-
-    def register(self) -> xr.Dataset:
-        """Shift of every frame, and with it an overview of the field."""
-        plan, dark = self.plan, self.dark
-        binning = align.binning_for(self.stack.shape[1:])
-        small = binned(self.stack, binning, self.progress)
-        if plan.shifts is not None:
-            shifts = align.given_shifts(self.stack, plan.shifts)
-        else:
-            LOG.info("registering frames")
-            shifts = align.register(
-                small,
-                dark * binning**2,
-                self._align_mask(),
-                plan.align_reference,
-                **plan.of("align"),
-            )
-        if plan.shift_corrections:
-            shifts = align.correct_shifts(shifts, plan.shift_corrections)
-        shape = (self.stack.sizes["y"], self.stack.sizes["x"])
-        self.overview = Overview.of(small, binning, shape, shifts, dark)
-        return shifts
-
-    def _align_mask(self) -> xr.DataArray | None:
-        """The pixels that registration looks at, with their axes."""
-        if self.plan.align_mask is None:
-            return None
-        mask = _in_stack_order(self.plan.align_mask, self.stack, "shifts.mask")
-        return xr.DataArray(mask, coords={"y": self.stack.y, "x": self.stack.x}, dims=("y", "x"))
-
-    def open_area(self, shifts: xr.Dataset) -> xr.Dataset:
-        """I0 of every frame, with the gain it implies in ``attrs['gain']``."""
-        plan = self.plan
-        area, doubt = self._area()
-        self.area = area
-        if plan.i0_spectrum is not None:
-            bright = self.frames.defects["brightness"].values
-            i0 = absorption.i0_from_spectrum(plan.i0_spectrum, self.stack, bright, self.dark)
-            if area.any():
-                i0["noise"] = absorption.i0_from_area(self.stack, area, shifts, self.dark)["noise"]
-        else:
-            i0 = absorption.i0_from_area(self.stack, area, shifts, self.dark, doubt)
-            self.frames.leave_out(i0["step_rows"].values)
-            if self.quantity == "optical_density":
-                i0["i0"][:], i0["i0_errors"][:] = 1.0, 0.0  # I0 was divided out already
-            elif not doubt:
-                self._check_open_area(i0)
-        if not (i0["i0"].values > 0).any():
-            raise InputError(
-                "I0 is zero or missing at every energy",
-                where="i0",
-                remedy="Choose another region, mask or spectrum.",
-            )
-        i0.attrs["gain"] = absorption.effective_gain(i0, self.quantity)
-        self.overview.set_open_area(area)
-        return i0
-
-    def _check_open_area(self, i0: xr.Dataset) -> None:
-        """Warn if I0 was taken where there is sample."""
-        if not self.plan.spectra:
-            return
-        od = absorption.sample_in_open_area(i0, self.reference_set())
-        if od > OPEN_AREA_MAX_OD:
-            LOG.warning(
-                "the open area absorbs like the sample (optical density %.2f at the edge), so the"
-                " field may have no open area; give i0 as a spectrum or a mask", od
-            )  # fmt: skip
-
-    def _area(self) -> tuple[Mask, float]:
-        """The open area in the common frame, given or found, and how far I0 is in doubt."""
-        given = self.given_area()
-        if given is not None:
-            return given, 0.0
-        if self.quantity == "optical_density":
-            return np.ones(self.stack.shape[1:], dtype=bool), 0.0
-        return self.overview.find_open_area(self.resolution)
-
-    def without_references(self, shifts: xr.Dataset, i0: xr.Dataset) -> Groups:
-        """What can be said without references: shifts, I0, mean spectrum, mean OD."""
-        LOG.warning("no references are given: no composition, no thickness, no particles")
-        spectra = self._mean_spectrum(shifts, i0, USUAL_PEAK)
-        store = MapStore(self.stack, self.scratch)
-        text = "optical density of the mean transmission"
-        for rows in progress_bar(self.frames.slabs(), "averaging", self.progress):
-            made = self.transmission(shifts, i0, rows)
-            mean = made["transmission"].mean("energy").values
-            with np.errstate(divide="ignore", invalid="ignore"):
-                od = np.where(mean > 0, -np.log(mean), np.nan).astype(np.float32)
-            maps = xr.Dataset({"mean_od": (("y", "x"), od, {"units": "1", "long_name": text})})
-            store.put(rows, maps)
-        maps = store.dataset()
-        return {"shifts": shifts, "spectra": spectra, "maps": maps}
-
-    def calibrate(self, shifts: xr.Dataset, i0: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-        """Mean spectrum of thin pixels, and the references at the energies that it fixes."""
-        LOG.info("calibrating the energy")
-        known = self.reference_set()
-        shapes = np.array([known[name].values for name in component_names(known)]).mean(axis=0)
-        peak = float(shapes.max() / max(shapes.mean(), 1e-12))
-        spectra = self._mean_spectrum(shifts, i0, peak)
-        found = calibrate.calibrate_energy(
-            spectra["mean_od"].values,
-            spectra["mean_od_errors"].values,
-            self.reference_set,
-            self.plan.instrument.spectral_fwhm_eV,
-            **self.plan.of("energy"),
-        )
-        for name, value, units, text in (
-            ("energy_shift", found.shift, "eV", "true minus recorded energy"),
-            ("energy_shift_errors", found.shift_error, "eV", ""),
-            ("energy_scale", found.scale, "1", "scale of the energy axis about its middle"),
-            ("energy_scale_errors", found.scale_error, "1", ""),
-            ("broadening", found.broadening_eV, "eV", "FWHM by which references were broadened"),
-            ("broadening_errors", found.broadening_error, "eV", ""),
-            ("width_difference", found.width_difference_eV, "eV",
-             "FWHM of the sample's lines beyond the references', in quadrature"),
-            ("misfit", found.misfit, "1", "relative misfit of the references"),
-        ):  # fmt: skip
-            spectra[name] = ((), value, {"units": units} | ({"long_name": text} if text else {}))
-        spectra.attrs["resolution"] = found.resolution
-        return spectra, self.reference_set(found.shift, found.scale, found.broadening_eV)
-
-    def _mean_spectrum(self, shifts: xr.Dataset, i0: xr.Dataset, peak: float) -> xr.Dataset:
-        """Mean OD of pixels that absorb, but little even at the highest peak.
-
-        The logarithm of few counts is biased, and that of a mean over unlike pixels too: so
-        pixels of nearly the same thickness are averaged first, until they have counts enough.
-        """
-        pixels = self.thin = self._thin_pixels(peak)
-        counts = float(np.nanmedian(i0["i0"].values)) / i0.attrs["gain"]
-        together = int(np.clip(np.ceil(ENOUGH_COUNTS / max(counts, 1e-9)), 1, pixels.size))
-        rows = self._transmission_at(pixels, shifts, i0)
-        od, errors = np.full((2, self.stack.sizes["energy"]), np.nan)
-        for index, row in enumerate(rows):
-            od[index], errors[index] = _mean_of_groups(row, together, i0, index, self.dark)
-        result = i0[["i0", "i0_errors"]].copy()
-        result.attrs["gain"] = i0.attrs["gain"]
-        result = result.merge(self._defect_counts())
-        text = "mean optical density of thin absorbing pixels"
-        result["mean_od"] = ("energy", od, {"units": "1", "long_name": text})
-        result["mean_od_errors"] = ("energy", errors, {"units": "1"})
-        return result
-
-    def _defect_counts(self) -> xr.Dataset:
-        """What was wrong with each frame, as numbers of samples."""
-        defects = self.frames.defects
-        columns, rows = defects.sizes["x"], defects.sizes["y"]
-        found = {
-            "lost_samples": defects["lost"] * (rows * columns),
-            "bad_row_samples": defects["bad_rows"].sum("y") * columns,
-            "bad_column_samples": defects["bad_columns"].sum("x") * rows,
-            "spike_samples": defects["spikes"],
-            "negative_samples": defects["negative"],
-            "missing_samples": defects["missing"],
-        }
-        result = xr.Dataset(coords={"energy": self.stack.energy})
-        for name, counts in found.items():
-            text = f"{name.removesuffix('_samples').replace('_', ' ')} samples, left out"
-            values = counts.values.astype(np.int64)
-            result[name] = ("energy", values, {"units": "1", "long_name": text})
-        return result
-
-    def _thin_pixels(self, peak: float) -> NDArray[np.intp]:
-        """Pixels thin enough for the mean spectrum, in the order of their mean OD."""
-        od = self.overview.od.ravel()
-        low, high = MEAN_SPECTRUM_OD[0], max(MEAN_SPECTRUM_OD[1] / peak, 2 * MEAN_SPECTRUM_OD[0])
-        chosen = np.flatnonzero((od >= low) & (od <= high))
-        if chosen.size < FEW_SPECTRA:  # all is thick, or nothing is: take what comes nearest
-            distance = np.nan_to_num(np.abs(od - high), nan=np.inf)
-            nearest = min(FEW_SPECTRA, int(np.isfinite(distance).sum()))
-            chosen = np.argsort(distance, kind="stable")[:nearest]
-        chosen = chosen[:: max(1, chosen.size // MOST_SPECTRA)]
-        return self.overview.pixels(chosen[np.argsort(od[chosen], kind="stable")])
-
-    def _transmission_at(
-        self, pixels: NDArray[np.intp], shifts: xr.Dataset, i0: xr.Dataset
-    ) -> NDArray[np.float32]:
-        """Transmission (energy, pixel) at some pixels of the common frame."""
-        result = np.full((self.stack.sizes["energy"], pixels.size), np.nan, dtype=np.float32)
-        level = i0["i0"].values
-        usable = ~shifts["flagged"].values & np.isfinite(level) & (level > 0)
-        for index in np.flatnonzero(usable):
-            values = self.frames.points(int(index), pixels, shifts)
-            values = absorption.intensity(values, self.quantity) - np.float32(self.dark)
-            result[index] = values / level[index]
-        return result
-
-    def find_stray(
-        self, spectra: xr.Dataset, shifts: xr.Dataset, i0: xr.Dataset, components: xr.Dataset
-    ) -> None:
-        """Add the fraction of light that the sample cannot absorb to the spectra."""
-        stated = self.plan.instrument.stray_fraction
-        fraction, error = stated, float("nan")
-        if self.quantity == "counts":
-            fraction, error = unmix.estimate_stray(
-                self._thick_pixels(shifts, i0), components, stated, **self.plan.of("stray")
-            )
-        if fraction != stated:
-            LOG.warning(
-                "%.1f %% of the light does not feel the sample (stated: %.1f %%): fitted",
-                100 * fraction, 100 * stated,
-            )  # fmt: skip
-        text = "fraction of the open-area light that the sample cannot absorb"
-        spectra["stray_fraction"] = ((), fraction, {"units": "1", "long_name": text})
-        spectra["stray_fraction_errors"] = ((), error, {"units": "1"})
-
-    def _thick_pixels(self, shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
-        """Transmission of a sample of the most absorbing pixels, as one column of an image."""
-        od = self.overview.od.ravel()
-        least = max(STRAY_LEAST_OD, float(np.nanpercentile(od, 100 * (1 - ABSORBING_SHARE))))
-        even = self.overview.unevenness(self.resolution).ravel() < STRAY_EVENNESS
-        thick = np.flatnonzero((od > least) & even)
-        thick = thick if thick.size >= STRAY_LEAST_PIXELS else thick[:0]
-        thick = self.overview.pixels(thick[:: max(1, thick.size // STRAY_PIXELS)])
-        one = self.stack.isel(y=slice(0, 1), x=slice(0, 1)).copy(
-            data=np.ones((self.stack.sizes["energy"], 1, 1), dtype=np.float32)
-        )
-        noise = absorption.transmission(one, i0, shifts, self.dark, i0.attrs["gain"])
-        axes = {"y": np.arange(thick.size, dtype=float), "x": np.zeros(1)}
-        pixels = noise.drop_dims(["y", "x"]).assign_coords(
-            {k: (k, v, {"units": "nm"}) for k, v in axes.items()}
-        )
-        column = self._transmission_at(thick, shifts, i0)[:, :, None]
-        pixels["transmission"] = (("energy", "y", "x"), column)
-        return pixels
-
-    def map_composition(
-        self, shifts: xr.Dataset, i0: xr.Dataset, spectra: xr.Dataset, components: xr.Dataset
-    ) -> xr.Dataset:
-        """Composition maps, slab by slab of rows."""
-        defects = self.frames.defects
-        errors = np.stack([shifts[f"shift_{axis}_errors"].values for axis in "yx"], axis=1)
-        store, means = MapStore(self.stack, self.scratch), MapStore(self.stack, self.scratch)
-        sharpest = self.plan.instrument.resolution_nm is None
-        technique = str(self.stack.attrs.get("technique", "stxm"))
-        for rows in progress_bar(self.frames.slabs(), "fitting pixels", self.progress):
-            made = self.transmission(shifts, i0, rows)
-            if sharpest:
-                means.put(rows, absorption.mean_transmission(made, technique))
-            maps = unmix.fit_components(
-                made,
-                components,
-                float(np.nan_to_num(spectra["energy_shift_errors"])),
-                float(spectra["stray_fraction"]),
-                errors,
-                self.overview.log_gradient(rows),
-                **self.plan.of("fit"),
-            )
-            here = slice(rows.start, rows.stop)
-            for name, flag in (("dead", "dead"), ("hot", "dead"), ("saturated", "saturated")):
-                maps["flags"].values[defects[name].values[here]] |= FLAGS[flag]
-            store.put(rows, maps)
-        self.sharpest = means.dataset() if sharpest else None
-        maps = store.dataset()
-        maps["flags"].attrs |= {
-            "flag_masks": np.array(list(FLAGS.values()), dtype=np.int32),
-            "flag_meanings": " ".join(FLAGS),
-        }
-        maps.attrs["fraction"] = self.plan.fraction
-        return maps
-
-    def transmission(self, shifts: xr.Dataset, i0: xr.Dataset, rows: range) -> xr.Dataset:
-        """Transmission of some rows of the common frame."""
-        aligned = self.frames.aligned(shifts, rows)
-        return absorption.transmission(aligned, i0, shifts, self.dark, i0.attrs["gain"])
-
-    def carry_phase(
-        self, source: xr.DataArray, shifts: xr.Dataset, spectra: xr.Dataset, maps: xr.Dataset
-    ) -> None:
-        """Add the mean phase of a ptychographic stack to the maps, and its spectrum."""
-        if source.dtype.kind != "c" or not self.area.any():
-            return
-        total, seen = np.zeros((2, *self.stack.shape[1:]), dtype=np.float32)
-        mean = np.full(self.stack.sizes["energy"], np.nan)
-        thin = np.unravel_index(self.thin, self.stack.shape[1:])
-        kept = np.flatnonzero(~shifts["flagged"].values)
-        for index in progress_bar(list(kept), "phases", self.progress):
-            one = [int(index)]
-            angle = explore.phase(source[one], self.area, shifts.isel(energy=one))
-            angle.attrs["quantity"] = "optical_density"  # it moves like any other real frame
-            aligned = align.apply_shifts(angle, shifts.isel(energy=one)).values[0]
-            finite = np.isfinite(aligned)
-            total += np.where(finite, aligned, 0.0)
-            seen += finite
-            values = aligned[thin]
-            mean[index] = np.nanmean(values) if np.isfinite(values).any() else np.nan
-        with np.errstate(divide="ignore", invalid="ignore"):
-            phase = np.where(seen > 0.5 * kept.size, total / seen, np.nan).astype(np.float32)
-        text = "mean phase relative to the open area"
-        maps["phase"] = (("y", "x"), phase, {"units": "rad", "long_name": text})
-        text = "mean phase of the pixels of the mean spectrum"
-        spectra["mean_phase"] = ("energy", mean, {"units": "rad", "long_name": text})
-
-    def find_dose(self, spectra: xr.Dataset, maps: xr.Dataset) -> None:
-        """Add the dose of the scan to the maps, where counts and the density say it."""
-        density = self.plan.sample.density_g_cm3
-        if self.quantity == "counts" and density and maps["thickness"].attrs["units"] == "nm":
-            maps["dose"] = field_scans.dose_map(
-                maps, spectra, density, detector_efficiency=self.plan.instrument.detector_efficiency
-            )
-
-    def describe(self, spectra: xr.Dataset, maps: xr.Dataset, components: xr.Dataset) -> xr.Dataset:
-        """The spectra group: I0, mean spectrum and its fit, references as used."""
-        od, errors = spectra["mean_od"].values, spectra["mean_od_errors"].values
-        baseline = self.plan.of("fit").get("baseline", "constant")
-        _, _, fitted = unmix.fit_spectrum(od, errors, components, baseline=baseline)
-        spectra["mean_fit"] = ("energy", fitted, {"units": "1"})
-        for name in component_names(components):
-            spectra[f"reference_{name}"] = components[name]
-        return spectra
-
-    def find_particles(
-        self, maps: xr.Dataset, spectra: xr.Dataset, components: xr.Dataset
-    ) -> Groups:
-        """Particles and everything that follows from them; adds the labels to the maps."""
-        plan, fraction = self.plan, self.plan.fraction
-        if maps["thickness"].attrs["units"] != "nm":
-            LOG.warning(
-                "thickness is relative to the references, so no particles are looked for; give"
-                " sample.formula and sample.density_g_cm3, or references per nm"
-            )
-            return {}
-        if plan.labels is None and not plan.of("segment").get("enabled", True):
-            return {}
-        LOG.info("particles, profiles and models")
-        if plan.labels is not None:
-            labels = segment.check_labels(plan.labels, maps["thickness"])
-        else:
-            labels = segment.find_particles(
-                maps["thickness"], maps["thickness_errors"], self.resolution, **plan.of("segment")
-            )
-        maps["particle_label"] = labels
-        if plan.agglomerates is None:
-            groups = segment.group_agglomerates(labels, **plan.of("agglomerates"))
-        else:
-            groups = segment.given_agglomerates(labels, plan.agglomerates)
-        maps["agglomerate_label"] = groups
-        maps["edge_distance"] = segment.edge_distance(
-            labels,
-            maps["thickness"],
-            self.resolution,
-            threshold_nm=plan.of("segment").get("threshold_nm"),
-        )
-        particles = segment.particle_table(
-            maps,
-            fraction,
-            self.resolution,
-            plan.sample.geometry,
-            plan.sample.section_nm,
-            **plan.of("particles"),
-        )
-        found = profiles.radial_profiles(maps, fraction, self.resolution, **plan.of("profiles"))
-        models = radial_fit.fit_models(
-            found,
-            particles,
-            self._context(spectra, components),
-            maps,
-            partial(progress_bar, text="fitting particles", show=self.progress),
-            **plan.of("models"),
-        )
-        return {
-            "particles": particles,
-            "profiles": found,
-            "models": models,
-            "pooled": radial_fit.pool(models, particles, **plan.of("pooled")),
-            "heterogeneity": heterogeneity.statistics(
-                particles,
-                fraction,
-                maps,
-                self.resolution,
-                seed=plan.seed,
-                **plan.of("heterogeneity"),
-            ),
-        } | self.balance_oxygen(particles, maps)
-
-    def balance_oxygen(self, particles: xr.Dataset, maps: xr.Dataset) -> Groups:
-        """Lost oxygen, where composition and valences are known and the sample counts it."""
-        plan, states = self.plan, self.oxygen_states()
-        if states is None or not particles.sizes["particle"]:
-            return {}
-        if plan.sample.state == "charged":
-            LOG.warning("oxygen: the sample is charged, so its composition does not count oxygen")
-            return {}
-        try:
-            measured = oxygen.mean_fraction(particles, plan.fraction, maps)
-            return {"oxygen": self.oxygen_of(measured, states)}
-        except InputError as error:  # all else of the run stands
-            LOG.warning("oxygen: no balance: %s", error)
-            return {}
-
-    def add_scan(self, name: str, groups: Groups, other: _Run, found: Groups) -> Groups:
-        """Lay the maps of a further scan on the grid of this one, and compare them.
-
-        What the particles are made of at another edge goes into their table.
-        """
-        maps, fraction = groups["maps"], other.plan.fraction
-        try:
-            place = field_scans.register_scan(
-                maps, found["maps"], self.resolution, other.resolution
-            )
-        except InputError as error:  # what was found without it stands
-            LOG.warning("scans.%s: left out: %s", name, error)
-            return {}
-        moved = field_scans.on_grid(found["maps"], maps, place)
-        moved.attrs |= {"fraction": fraction, "edge": other.edge.name if other.edge else ""}
-        for axis in ("y", "x"):
-            LOG.info(
-                "offset in %s: %.4g +- %.2g nm",
-                axis, float(place[f"offset_{axis}"]), float(place[f"offset_{axis}_errors"]),
-            )  # fmt: skip
-        added = {f"maps_{name}": moved, f"spectra_{name}": found["spectra"]}
-        if "particles" not in groups or not groups["particles"].sizes["particle"]:
-            return added
-        if fraction == self.plan.fraction:
-            return added | self._add_repeat(name, groups, moved)
-        return added | {"particles": self._with_fraction(groups, other, moved)}
-
-    def _with_fraction(self, groups: Groups, other: _Run, moved: xr.Dataset) -> xr.Dataset:
-        """The particle table with the composition at another edge."""
-        fraction, maps = other.plan.fraction, groups["maps"]
-        both = moved.assign(particle_label=maps["particle_label"])
-        both["edge_distance"] = maps["edge_distance"]
-        sample = self.plan.sample
-        table = segment.particle_table(
-            both, fraction, other.resolution, sample.geometry, sample.section_nm
-        )
-        names = [f"{fraction}_fraction", f"{fraction}_fraction_errors"]
-        return groups["particles"].assign({name: table[name] for name in names})
-
-    def _add_repeat(self, name: str, groups: Groups, moved: xr.Dataset) -> Groups:
-        """The comparison with a repeat, beside those of other repeats."""
-        maps = groups["maps"]
-        compared = field_scans.compare_repeats(
-            maps, moved, self.plan.fraction, self.resolution, (maps.get("dose"), moved.get("dose"))
-        )
-        rings = resolution.fourier_ring_correlation(maps["thickness"], moved["thickness"])
-        for number in ("ring_resolution", "ring_resolution_limit"):
-            compared[number] = rings[number]
-        compared = compared.expand_dims(scan=[name])
-        done = [groups["repeats"]] if "repeats" in groups else []
-        return {"repeats": xr.concat([*done, compared], "scan", join="outer")}
-
-    def _context(self, spectra: xr.Dataset, components: xr.Dataset) -> radial_fit.Context:
-        """What the radial models need to know of the sample and the instrument."""
-        sample, fit = self.plan.sample, self.plan.of("fit")
-        gain, max_od = float(spectra.attrs["gain"]), fit.get("max_od")
-        return radial_fit.Context(
-            geometry=sample.geometry,
-            section_nm=sample.section_nm,
-            resolution_nm=self.resolution,
-            resolution_rel_error=self.resolution_rel_error,
-            technique=self.stack.attrs.get("technique", "stxm"),
-            delithiated_time_s=sample.delithiated_time_s,
-            delithiated_time_rel_error=sample.delithiated_time_rel_error,
-            references=components[component_names(components)],
-            fraction=self.plan.fraction,
-            photons=float(np.nanmedian(spectra["i0"].values)) / gain,
-            dark_counts=self.dark / gain,
-            stray_fraction=float(spectra["stray_fraction"]),
-            max_od=np.inf if max_od is None else max_od,
-            offset=fit.get("baseline", "constant") != "none",
-        )
-
-
-def _middle(maps: xr.Dataset, most: int) -> xr.Dataset:
-    """The middle of maps, of at most so many pixels a side."""
-    starts = {axis: max(maps.sizes[axis] - most, 0) // 2 for axis in ("y", "x")}
-    return maps.isel({axis: slice(start, start + most) for axis, start in starts.items()})
-
-
-def _region_mask(region: tuple[int, int, int, int], stack: xr.DataArray, where: str) -> Mask:
-    """A region in pixels of the file as a mask of the stack."""
-    y0, y1, x0, x1 = region
-    shape = stack.shape[1:]
-    if y1 > shape[0] or x1 > shape[1]:
-        raise InputError(
-            f"the region {y0, y1, x0, x1} reaches outside the frames of {shape} pixels",
-            where=where,
-            remedy="It is y0, y1, x0, x1 in pixels of the file, half open.",
-        )
-    mask = np.zeros(shape, dtype=bool)
-    mask[y0:y1, x0:x1] = True
-    return _in_stack_order(mask, stack, where)
-
-
-def _in_stack_order(image: Mask, stack: xr.DataArray, where: str = "i0.mask") -> Mask:
-    """An image in pixels of the file, turned as the reader turned the frames."""
-    if image.shape != stack.shape[1:]:
-        raise InputError(
-            f"the mask has shape {image.shape}, the frames {stack.shape[1:]}",
-            where=where,
-            remedy="Save the mask on the pixel grid of the file.",
-        )
-    if stack.attrs.get("y_reversed"):
-        image = image[::-1]
-    return image[:, ::-1] if stack.attrs.get("x_reversed") else image
-
-
-def _mean_of_groups(
-    row: NDArray[np.float32], together: int, i0: xr.Dataset, index: int, dark: float
-) -> tuple[float, float]:
-    """Mean OD of one frame over groups of like pixels, and its standard error."""
-    row = row[: row.size // together * together].reshape(-1, together)
-    row = row[np.isfinite(row).all(axis=1)].mean(axis=1, dtype=np.float64)
-    row = row[row > 0]
-    if row.size < 3:
-        return float("nan"), float("nan")
-    level = float(i0["i0"].values[index])
-    photons = together * level / i0.attrs["gain"]
-    variance = np.sum((row + dark / level) / row**2) / photons
-    shared = np.nan_to_num(i0["i0_errors"].values[index] / level)
-    return float(np.mean(-np.log(row))), float(np.hypot(np.sqrt(variance) / row.size, shared))
-
-
-def _tree(groups: Mapping[str, xr.Dataset], stack: xr.DataArray, plan: Plan) -> xr.DataTree:
+def _tree(run: Run) -> xr.DataTree:
     """The result tree."""
+    stack, plan = run.source, run.plan
+    groups = {n: g for n, g in run.groups.items() if n not in ("i0", "components")}
     tree = xr.DataTree.from_dict({f"/entry/{name}": group for name, group in groups.items()})
     state: dict[str, Any] = {"sample_state": plan.sample.state}
     if plan.sample.cycles is not None:

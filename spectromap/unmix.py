@@ -230,7 +230,7 @@ def fit_spectrum(
     parameters, covariance, fitted : ndarray
         Amounts of the components, then the baseline; their covariance; the fitted OD.
     """
-    design = _columns(references, baseline)
+    design = design_matrix(references, baseline)
     good = np.isfinite(od) & np.isfinite(od_errors) & (od_errors > 0)
     if good.sum() < design.shape[1]:
         raise InputError("fewer energies than unknowns", where="spectrum")
@@ -261,8 +261,21 @@ def _map_names(components: tuple[str, ...]) -> list[str]:
     return [*names, "offset", "chi2", "residual", "samples_used", "max_od"]
 
 
-def _columns(references: xr.Dataset, baseline: Baseline) -> Array:
-    """References, then the baseline: a constant and a slope over the range of the energies."""
+def design_matrix(references: xr.Dataset, baseline: Baseline) -> Array:
+    """References, then the baseline: a constant and a slope over the range of the energies.
+
+    Parameters
+    ----------
+    references : Dataset
+        As `spectromap.references.reference_set` makes it.
+    baseline : {"none", "constant", "linear"}
+        See `fit_components`.
+
+    Returns
+    -------
+    ndarray, shape (n_energy, n_parameter)
+        The columns that `fit_spectrum` weighs by its parameters.
+    """
     energy = references.energy.values
     columns = [references[name].values for name in component_names(references)]
     span = max(float(np.ptp(energy)), 1e-9)
@@ -295,7 +308,7 @@ def _design_of(
             where="references",
             remedy="Make them with reference_set(..., energy=stack.energy.values, ...).",
         )
-    columns, count = _columns(references, baseline), len(components)
+    columns, count = design_matrix(references, baseline), len(components)
     if count > kernel.MAX_COMPONENTS:
         raise InputError(
             f"{count} references; the fit takes up to {kernel.MAX_COMPONENTS}",

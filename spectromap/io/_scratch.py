@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -45,6 +46,7 @@ class ScratchArray(BackendArray):
     def __init__(self, folder: str | os.PathLike[str], shape: tuple[int, ...], dtype: Any) -> None:
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
         self.filter: Filter | None = None
+        self._source: ScratchArray | None = None
         self._lock = threading.Lock()
         self._where = Path(folder)
         try:
@@ -54,6 +56,13 @@ class ScratchArray(BackendArray):
         except OSError as error:
             raise self._failed(error) from error
         weakref.finalize(self, self._file.close)
+
+    def filtered(self, filter: Filter) -> ScratchArray:
+        """The same data as another filter lets them be seen."""
+        other = copy.copy(self)
+        # The file is closed when the array that made it goes.
+        other.filter, other._source = filter, self
+        return other
 
     def _failed(self, error: OSError) -> FileError:
         return FileError(

@@ -47,7 +47,7 @@ class Step:
 
 
 STEPS = (
-    Step("data", "Data", ("technique", "stack", "edge", "sample", "instrument", "seed")),
+    Step("data", "Data", ("technique", "stack", "exclude", "edge", "sample", "instrument", "seed")),
     Step("align", "Align", ("align", "shifts")),
     Step("i0", "I0 and OD", ("i0",)),
     Step("energy", "Energy", ("references", "energy")),
