@@ -31,7 +31,7 @@ from spectromap.io.manifest import dataset_run, fetch
 from spectromap.io.masks import read_labels, read_mask
 from spectromap.io.results import read_result, result_lock, write_result, write_tables
 from spectromap.io.shifts import read_shifts
-from spectromap.pipeline import Plan, analyze, misfits, reference_of_region
+from spectromap.pipeline import Plan, Scans, analyze, misfits, reference_of_region
 from spectromap.report import write_report
 from spectromap.schema import LOG, FileError, InputError, Instrument, Sample, SpectromapError
 from spectromap.series import compare_states, name_states
@@ -83,19 +83,90 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot be made ({error.strerror})", where=folder) from error
-    started = _now()
+    started = now()
     with result_lock(folder), _heard() as warnings:
-        stack, plan = load_stack(description), load_plan(description)
-        _check_places(plan, stack)
-        scans = {name: (load_stack(d), load_plan(d)) for name, d in _scans(description).items()}
+        stack, plan, scans = load_all(description)
         tree = analyze(stack, plan, scans=scans, scratch=folder, progress=progress)
-        process = _provenance(description, command, started, warnings)
-        tree["/entry/process"] = xr.DataTree(xr.Dataset(attrs=process))
-        result = folder / RESULT_NAME
-        write_result(tree, result)
-        write_tables(tree, folder)
-        write_report(tree, folder / REPORT_NAME)
+        return _write(tree, description, folder, started, warnings, command)
+
+
+def save(
+    tree: xr.DataTree,
+    description: Any,
+    out: str | os.PathLike[str],
+    *,
+    started: str,
+    warnings: Sequence[str] = (),
+    command: str = "",
+) -> Path:
+    """Write what `run` writes, of an analysis that was done elsewhere, step by step.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As `spectromap.pipeline.Analysis.tree` gives it.
+    description : Run
+        What it was made by.
+    out : path
+        Folder of the results; it is made if it is missing.
+    started : str
+        When the analysis began, in ISO 8601.
+    warnings : sequence of str
+        What was warned of meanwhile.
+    command : str
+        What asked for it, kept in the result.
+
+    Returns
+    -------
+    Path
+        The result file.
+
+    Raises
+    ------
+    FileError
+        The folder cannot be written, or another run is writing there.
+    """
+    with result_lock(out):
+        return _write(tree, description, Path(out), started, warnings, command)
+
+
+def _write(
+    tree: xr.DataTree,
+    description: Any,
+    folder: Path,
+    started: str,
+    warnings: Sequence[str],
+    command: str,
+) -> Path:
+    """Write the result, its tables and its report."""
+    process = _provenance(description, command, started, warnings)
+    tree["/entry/process"] = xr.DataTree(xr.Dataset(attrs=process))
+    result = folder / RESULT_NAME
+    write_result(tree, result)
+    write_tables(tree, folder)
+    write_report(tree, folder / REPORT_NAME)
     return result
+
+
+def load_all(description: Any) -> tuple[xr.DataArray, Plan, Scans]:
+    """Everything that `spectromap.pipeline.analyze` takes.
+
+    Returns
+    -------
+    stack : DataArray
+        Lazy.
+    plan : Plan
+    scans : mapping of name to (DataArray, Plan)
+
+    Raises
+    ------
+    FileError, InputError
+        A file named in the description is missing or unusable.
+    """
+    stack, plan = load_stack(description), load_plan(description)
+    _check_places(plan, stack)
+    scans = {name: (load_stack(d), load_plan(d)) for name, d in _scans(description).items()}
+    return stack, plan, scans
 
 
 def _scans(description: Any) -> dict[str, Any]:
@@ -426,7 +497,7 @@ def replay_description(result: str | os.PathLike[str]) -> Any:
 
 
 def _provenance(
-    description: Any, command: str, started: str, warnings: list[str]
+    description: Any, command: str, started: str, warnings: Sequence[str]
 ) -> dict[str, str | int]:
     """Attributes of the ``process`` group: enough to replay the run."""
     parts = [description, *_scans(description).values()]
@@ -440,9 +511,9 @@ def _provenance(
         "input_sha256": json.dumps({str(p): _sha256(p) for p in stacks}),
         "reference_sha256": json.dumps({path: _sha256(Path(path)) for path in files}),
         "seed": int(description.seed),
-        "warnings": json.dumps(warnings),
+        "warnings": json.dumps(list(warnings)),
         "start_time": started,
-        "end_time": _now(),
+        "end_time": now(),
         "python": platform.python_version(),
         "packages": json.dumps(versions),
         "command": command,
@@ -482,7 +553,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as results carry it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

@@ -18,7 +18,7 @@ from spectromap._run import STEPS, Groups, Run, Scans
 from spectromap._streaming import Progress
 from spectromap.schema import SCHEMA_VERSION, InputError, check_stack
 
-__all__ = ["STEPS", "Analysis", "Plan", "analyze", "in_stack_order"]
+__all__ = ["STEPS", "Analysis", "Plan", "Scans", "analyze", "in_stack_order"]
 
 
 def analyze(

@@ -288,7 +288,7 @@ def _content(tree: xr.DataTree, dpi: int) -> dict[str, Any]:
         "header": _header(process),
         "version": str(process.get("version", "")),
         "verdict": _verdict(groups),
-        "cards": [card for card in _cards(groups, fraction) if card is not None],
+        "cards": list(summary_cards(groups, fraction).values()),
         "flagged": [*_flagged_frames(groups), *_flagged_pixels(groups), *_warnings(process)],
         "figures": drawn,
         "missing": missing,
@@ -381,11 +381,21 @@ def _verdict(groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     told = [f"{name} {int(count)}" for name, count in counts.items() if math.isfinite(count)]
     if told:
         lines.append(f"Verdicts on single particles: {', '.join(told)}.")
-    return {"headline": HEADLINES.get(verdict, verdict), "lines": [*_pooled_lines(pooled), *lines]}
+    return {"headline": HEADLINES.get(verdict, verdict), "lines": [*pooled_lines(pooled), *lines]}
 
 
-def _pooled_lines(pooled: xr.Dataset) -> list[str]:
-    """Pooled diffusion coefficient and shell thickness in words."""
+def pooled_lines(pooled: xr.Dataset) -> list[str]:
+    """Pooled diffusion coefficient and shell thickness in words.
+
+    Parameters
+    ----------
+    pooled : Dataset
+        The group of the result.
+
+    Returns
+    -------
+    list of str
+    """
     lines = []
     value, low, high = (_scalar(pooled, f"log10_D{end}") for end in ("", "_low68", "_high68"))
     if any(math.isfinite(number) for number in (value, low, high)):
@@ -450,17 +460,31 @@ def _card(label: str, value: str, *notes: str) -> dict[str, Any]:
     return {"label": label, "value": value, "notes": [note for note in notes if note]}
 
 
-def _cards(groups: Mapping[str, xr.Dataset], fraction: str) -> list[dict[str, Any] | None]:
-    """The numbers of the summary; None for those the result has not got."""
-    return [
-        _fraction_card(groups, fraction),
-        _thickness_card(groups),
-        _particles_card(groups),
-        _fit_card(groups),
-        _energy_card(groups),
-        _oxygen_card(groups),
-        *_repeat_cards(groups),
-    ]
+def summary_cards(groups: Mapping[str, xr.Dataset], fraction: str) -> dict[str, dict[str, Any]]:
+    """The numbers of the summary, as far as the result has them.
+
+    Parameters
+    ----------
+    groups : mapping of str to Dataset
+        Groups of the result.
+    fraction : str
+        The mapped component.
+
+    Returns
+    -------
+    dict of dict
+        By their names: ``label``, ``value`` and ``notes``, all text.
+    """
+    cards = {
+        "fraction": _fraction_card(groups, fraction),
+        "thickness": _thickness_card(groups),
+        "particles": _particles_card(groups),
+        "fit": _fit_card(groups),
+        "energy": _energy_card(groups),
+        "oxygen": _oxygen_card(groups),
+        **{f"repeat {number}": card for number, card in enumerate(_repeat_cards(groups))},
+    }
+    return {name: card for name, card in cards.items() if card is not None}
 
 
 def _fraction_card(groups: Mapping[str, xr.Dataset], fraction: str) -> dict[str, Any] | None:

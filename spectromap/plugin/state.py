@@ -8,6 +8,7 @@ undoing a change makes the steps after it valid again without running them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -293,6 +294,12 @@ class State:
     def fail(self, step: str, mark: str, text: str) -> None:
         """Say that a step has failed, and why."""
         self._end(step, _Outcome(mark, Status.FAILED, text))
+
+    def outdate(self, step: str) -> None:
+        """Say that what a step found is gone, whatever the description says."""
+        outcome = self._outcomes.get(step)
+        if outcome is not None:
+            self._outcomes[step] = dataclasses.replace(outcome, mark="")
 
     def cancel(self, step: str) -> None:
         """Say that a step was broken off; what it had found before still stands."""
