@@ -467,7 +467,11 @@ class Run(Setting):
         components = self.groups["components"]
         names = component_names(components)
         baseline = self.plan.of("fit").get("baseline", "constant")
-        od, errors = found["optical_density"].values, found["optical_density_errors"].values
+        od = found["optical_density"].values
+        # The noise of I0 is another one in every frame, so it counts like that of the region.
+        errors = np.hypot(
+            found["optical_density_errors"].values, found["optical_density_systematic"].values
+        )
         amounts, covariance, fitted = unmix.fit_spectrum(od, errors, components, baseline=baseline)
         design = unmix.design_matrix(components, baseline)
         found["fit"] = ("energy", fitted, {"units": "1"})
