@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -103,10 +104,12 @@ class Run(Setting):
         self.resolution = self._first_resolution()
         self.resolution_rel_error = GIVEN_RESOLUTION_ERROR
         self.sharpest: xr.Dataset | None = None
+        self.noise: xr.Dataset | None = None
 
     def continued(self, plan: Plan, scans: Scans | None = None) -> Run:
         """A run that knows the same and goes on by another plan; this one stays as it is."""
         other = copy.copy(self)
+        other.noise = None
         Setting.__init__(other, self.stack, plan)
         other.scans, other.mapped_scans = dict(scans or {}), dict(self.mapped_scans)
         other.groups = {name: group.copy() for name, group in self.groups.items()}
@@ -135,11 +138,13 @@ class Run(Setting):
         pixels = None
         if plan.exclude_mask is not None:
             pixels = in_stack_order(plan.exclude_mask, self.stack, "exclude.mask")
-        left_out = [
-            align.frame_number(frames.stack.energy.values, e) for e in plan.exclude_energies
-        ]
-        self.frames = frames.without(energies=left_out, pixels=pixels)
+        self.frames = frames.without(energies=self._left_out(), pixels=pixels)
         self.stack = self.frames.stack
+
+    def _left_out(self) -> list[int]:
+        """Numbers of the frames that are left out by hand."""
+        energy = self.stack.energy.values
+        return [align.frame_number(energy, e) for e in self.plan.exclude_energies]
 
     def _register(self) -> None:
         self.groups["shifts"] = self.register()
@@ -239,8 +244,15 @@ class Run(Setting):
                 plan.align_reference,
                 **plan.of("align"),
             )
-        if plan.shift_corrections:
-            shifts = align.correct_shifts(shifts, plan.shift_corrections)
+        left_out = set(self._left_out())
+        energy = self.stack.energy.values
+        corrected = {
+            e: by
+            for e, by in plan.shift_corrections.items()
+            if align.frame_number(energy, e) not in left_out
+        }
+        if corrected:
+            shifts = align.correct_shifts(shifts, corrected)
         shape = (self.stack.sizes["y"], self.stack.sizes["x"])
         self.overview = Overview.of(small, binning, shape, shifts, dark)
         return shifts
@@ -404,8 +416,7 @@ class Run(Setting):
         result = np.full((self.stack.sizes["energy"], pixels.size), np.nan, dtype=np.float32)
         level = i0["i0"].values
         usable = ~shifts["flagged"].values & np.isfinite(level) & (level > 0)
-        for index in np.flatnonzero(usable):
-            values = self.frames.points(int(index), pixels, shifts)
+        for index, values in self.frames.points(pixels, shifts, np.flatnonzero(usable).tolist()):
             values = absorption.intensity(values, self.quantity) - np.float32(self.dark)
             result[index] = values / level[index]
         return result
@@ -441,17 +452,23 @@ class Run(Setting):
 
     def _column(self, chosen: NDArray[np.intp], shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
         """Transmission of some pixels (flat indices) as one column of an image."""
-        one = self.stack.isel(y=slice(0, 1), x=slice(0, 1)).copy(
-            data=np.ones((self.stack.sizes["energy"], 1, 1), dtype=np.float32)
-        )
-        noise = absorption.transmission(one, i0, shifts, self.dark, i0.attrs["gain"])
-        axes = {"y": np.arange(chosen.size, dtype=float), "x": np.zeros(1)}
-        pixels = noise.drop_dims(["y", "x"]).assign_coords(
-            {k: (k, v, {"units": "nm"}) for k, v in axes.items()}
-        )
+        axes = {
+            "y": ("y", np.arange(chosen.size, dtype=float), {"units": "nm"}),
+            "x": ("x", np.zeros(1), {"units": "nm"}),
+        }
         column = self._transmission_at(chosen, shifts, i0)[:, :, None]
-        pixels["transmission"] = (("energy", "y", "x"), column)
-        return pixels
+        values = {"transmission": (("energy", "y", "x"), column, {"units": "1"})}
+        return self._noise(shifts, i0).assign_coords(axes).assign(values)
+
+    def _noise(self, shifts: xr.Dataset, i0: xr.Dataset) -> xr.Dataset:
+        """What `spectromap.absorption.transmission` says of every frame, whatever the pixel."""
+        if self.noise is None:
+            one = self.stack.isel(y=slice(0, 1), x=slice(0, 1)).copy(
+                data=np.ones((self.stack.sizes["energy"], 1, 1), dtype=np.float32)
+            )
+            made = absorption.transmission(one, i0, shifts, self.dark, i0.attrs["gain"])
+            self.noise = made.drop_dims(["y", "x"])
+        return self.noise
 
     def spectrum_of(self, chosen: NDArray[np.intp]) -> xr.Dataset:
         """Mean optical density of some pixels (flat indices)."""
@@ -462,8 +479,8 @@ class Run(Setting):
         whole = np.ones((chosen.size, 1), dtype=bool)
         return explore.region_spectrum(column, whole).drop_vars(["region", "y", "x"])
 
-    def fit_spectrum(self, found: xr.Dataset) -> None:
-        """Add the fit by the references to a mean spectrum."""
+    def fit_spectrum(self, found: xr.Dataset) -> xr.Dataset:
+        """A mean spectrum with the fit by the references."""
         components = self.groups["components"]
         names = component_names(components)
         baseline = self.plan.of("fit").get("baseline", "constant")
@@ -473,34 +490,42 @@ class Run(Setting):
             found["optical_density_errors"].values, found["optical_density_systematic"].values
         )
         amounts, covariance, fitted = unmix.fit_spectrum(od, errors, components, baseline=baseline)
-        design = unmix.design_matrix(components, baseline)
-        found["fit"] = ("energy", fitted, {"units": "1"})
-        spread = np.sqrt(np.einsum("ij,jk,ik->i", design, covariance, design))
-        found["fit_errors"] = ("energy", spread, {"units": "1"})
-        found["residual"] = ("energy", od - fitted, {"units": "1"})
-        for k, name in enumerate(names):
-            found[f"reference_{name}"] = ("energy", amounts[k] * design[:, k], {"units": "1"})
-        rest = design[:, len(names) :] @ amounts[len(names) :]
-        found["baseline"] = ("energy", rest, {"units": "1"})
         good = np.isfinite(od) & (errors > 0)
         freedom = max(int(good.sum()) - amounts.size, 1)
-        found.attrs["chi2"] = float(np.sum(((od - fitted)[good] / errors[good]) ** 2) / freedom)
-        self._add_amounts(found, amounts[: len(names)], covariance[: len(names), : len(names)])
+        chi2 = float(np.sum(((od - fitted)[good] / errors[good]) ** 2) / freedom)
+        # What photons do not explain is as likely to have moved the amounts.
+        covariance = covariance * max(chi2, 1.0)
+        design = unmix.design_matrix(components, baseline)
+        spread = np.sqrt(np.einsum("ij,jk,ik->i", design, covariance, design))
+        count = len(names)
+        curves = {
+            "fit": fitted,
+            "fit_errors": spread,
+            "residual": od - fitted,
+            "baseline": design[:, count:] @ amounts[count:],
+            **{f"reference_{n}": amounts[k] * design[:, k] for k, n in enumerate(names)},
+        }
+        made = {name: ("energy", values, {"units": "1"}) for name, values in curves.items()}
+        made |= self._amounts(amounts[:count], covariance[:count, :count])
+        return found.assign(made).assign_attrs(chi2=chi2)
 
-    def _add_amounts(
-        self, found: xr.Dataset, amounts: NDArray[np.float64], covariance: NDArray[np.float64]
-    ) -> None:
-        """Add thickness and fractions, and their errors by propagation."""
+    def _amounts(
+        self, amounts: NDArray[np.float64], covariance: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        """Thickness and fractions, and their errors by propagation."""
         components = self.groups["components"]
         total = float(amounts.sum())
-        units = "nm" if components.attrs["units"] == "nm-1" else "1"
-        found["thickness"] = ((), total, {"units": units})
-        found["thickness_errors"] = ((), float(np.sqrt(covariance.sum())), {"units": units})
+        units = {"units": "nm" if components.attrs["units"] == "nm-1" else "1"}
+        found: dict[str, Any] = {
+            "thickness": ((), total, units),
+            "thickness_errors": ((), float(np.sqrt(covariance.sum())), units),
+        }
         for k, name in enumerate(component_names(components)):
             slope = (np.arange(amounts.size) == k) / total - amounts[k] / total**2
-            found[f"{name}_fraction"] = ((), float(amounts[k] / total), {"units": "1"})
             error = float(np.sqrt(slope @ covariance @ slope))
+            found[f"{name}_fraction"] = ((), float(amounts[k] / total), {"units": "1"})
             found[f"{name}_fraction_errors"] = ((), error, {"units": "1"})
+        return found
 
     def preview(self, rows: slice, columns: slice, most: int) -> xr.Dataset:
         """Composition of every n-th pixel of a box."""

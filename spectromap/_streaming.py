@@ -85,10 +85,6 @@ class Frames:
             data = lazily(_without_defects(scratch, defects), ("energy", "y", "x"))
         return cls(_like(stack, data), defects, scratch)
 
-    def frame(self, index: int) -> NDArray[np.float32]:
-        """One frame."""
-        return np.asarray(self.stack[index].values)
-
     def without(
         self,
         energies: Sequence[int] = (),
@@ -113,12 +109,23 @@ class Frames:
         return Frames(_like(self.stack, data), defects, self.scratch)
 
     def points(
-        self, index: int, pixels: NDArray[np.intp], shifts: xr.Dataset
-    ) -> NDArray[np.float32]:
-        """Values of one frame at pixels (flat indices) of the common frame."""
+        self, pixels: NDArray[np.intp], shifts: xr.Dataset, frames: Iterable[int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Numbers of some frames, and their values at pixels (flat indices) of the common frame."""
         y, x = np.unravel_index(pixels, self.stack.shape[1:])
-        shift_y, shift_x = _shift_px(self.stack, shifts, index)
-        return np.asarray(sample_points(self.frame(index), y, x, shift_y, shift_x))
+        dy, dx = pixel_size(self.stack)
+        shift_y, shift_x = shifts["shift_y"].values / dy, shifts["shift_x"].values / dx
+        held = self.stack.values if self.scratch is None else None
+        ny = self.stack.sizes["y"]
+        rows = range(int(y.min()), int(y.max()) + 1) if y.size else range(0)
+        for index in frames:
+            by, bx = float(shift_y[index]), float(shift_x[index])
+            if held is not None:
+                yield index, np.asarray(sample_points(held[index], y, x, by, bx))
+                continue
+            needed = rows_needed(rows, by, ny)
+            piece = np.asarray(self.stack[index, needed.start : needed.stop].values)
+            yield index, np.asarray(sample_points(piece, y - needed.start, x, by, bx))
 
     def slabs(self) -> list[range]:
         """Rows of the common frame, a slab at a time."""

@@ -176,7 +176,8 @@ class Analysis:
             `spectromap.explore.region_spectrum` makes them. With a calibrated energy also ``fit``,
             ``fit_errors``, ``residual``, ``baseline`` and ``reference_<component>`` times its
             amount; ``thickness`` and ``<component>_fraction`` with their ``_errors``. Attributes
-            ``pixel_count`` and, of the fit, ``chi2`` per degree of freedom.
+            ``pixel_count`` and, of the fit, ``chi2`` per degree of freedom. Where it is above one
+            the errors of the fit are those of the photons times its root.
 
         Raises
         ------
@@ -187,7 +188,7 @@ class Analysis:
             run = self._run()
             found = run.spectrum_of(np.flatnonzero(inside))
             if "components" in run.groups:
-                run.fit_spectrum(found)
+                found = run.fit_spectrum(found)
         return found
 
     def preview(self, rows: slice, columns: slice, most: int = 10_000) -> xr.Dataset:

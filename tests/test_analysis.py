@@ -118,7 +118,8 @@ def test_frames_and_pixels_are_left_out(folder):
     tifffile.imwrite(folder / "mask.tif", mask)
     energies = [float(e) for e in stack.energy.values[[3, 10]]]
     exclude = {"energies": energies, "mask": "mask.tif"}
-    analysis = Analysis(*loaded(folder, exclude=exclude))
+    shifts = {"corrections": {energies[0]: [7.0, 0.0]}}  # of a frame that is not there
+    analysis = Analysis(*loaded(folder, exclude=exclude, shifts=shifts))
     for step in STEPS[:5]:
         analysis.run(step)
     groups = analysis.groups()

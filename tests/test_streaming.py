@@ -100,12 +100,11 @@ def test_slabs_are_cut_from_what_apply_shifts_makes(tmp_path, monkeypatch, on_di
     for rows in slabs:
         part = frames.aligned(shifts, rows).values
         assert np.array_equal(part, whole[:, rows.start : rows.stop], equal_nan=True)
-    pixels = rng.integers(0, 40 * 44, 200)
-    for index in (0, 4, 9):
-        points = frames.points(index, pixels, shifts)
-        expected = whole[index].ravel()[pixels]
-        assert np.array_equal(np.isnan(points), np.isnan(expected))
-        assert np.allclose(points, expected, rtol=2e-6, equal_nan=True)
+    for pixels in (rng.integers(0, 40 * 44, 200), rng.integers(20 * 44, 23 * 44, 5)):
+        for index, points in frames.points(pixels, shifts, (0, 4, 9)):
+            expected = whole[index].ravel()[pixels]
+            assert np.array_equal(np.isnan(points), np.isnan(expected))
+            assert np.allclose(points, expected, rtol=2e-6, equal_nan=True)
 
 
 def test_binned_frames_keep_counts_and_places():

@@ -6,7 +6,9 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spectromap.plugin._layers import KEY, Content, LayerData, content_of
+from qtpy.QtCore import QTimer
+
+from spectromap.plugin._layers import KEY, WHEN_SHOWN, Content, LayerData, content_of
 
 __all__ = ["energy_lines", "follow", "prepared", "show"]
 
@@ -16,6 +18,7 @@ ORIENTATION = ("towards", "up", "right")
 FROM_END = 3
 TEXT_SIZE = 12
 OUTLINE_PX = 1
+OUTLINED = ("particle_label", "agglomerate_label", "open_area")
 #: Key of the metadata of a layer that becomes visible once it is in its place.
 SHOWN_LATER = "spectromap: shown later"
 
@@ -52,7 +55,20 @@ def prepared(viewer: Any, layers: Iterable[LayerData]) -> list[LayerData]:
     follow(viewer)
     if viewer.layers:
         return list(layers)
+    _fit_soon(viewer)
     return [_hidden_at_first(layer) for layer in layers]
+
+
+def _fit_soon(viewer: Any) -> None:
+    """Fit the view once the slider has its place: napari does it before, and cuts the picture."""
+    itself = weakref.ref(viewer)
+
+    def fit() -> None:
+        waiting = itself()
+        if waiting is not None and waiting in type(waiting)._instances:
+            waiting.fit_to_view()
+
+    QTimer.singleShot(0, fit)
 
 
 def _hidden_at_first(layer: LayerData) -> LayerData:
@@ -90,6 +106,7 @@ def follow(viewer: Any) -> None:
             _show_energy(followed)
 
     viewer.layers.events.inserted.connect(_dress, position="last")
+    viewer.layers.events.removed.connect(_undress, position="last")
     viewer.dims.events.point.connect(update)
     viewer.dims.events.axis_labels.connect(update)
     for name in ("inserted", "removed", "reordered"):
@@ -102,13 +119,34 @@ def _dress(event: Any) -> None:
     layer, content = event.value, content_of(event.value)
     if content is None:
         return
-    if content.variable == "particle_label":
+    if content.variable in OUTLINED:
         layer.contour = OUTLINE_PX
+    if content.frames is not None:
+        content.frames.read_ahead()
+    if WHEN_SHOWN in layer.metadata:
+        layer.events.visible.connect(_when_shown)
     if layer.metadata.pop(SHOWN_LATER, False):
         layer.visible = True
     if not content.raw:
         layer.colorbar.visible = True
         layer.colorbar.position = "bottom_left"
+
+
+def _when_shown(event: Any) -> None:
+    """Do what was put off until a layer is seen."""
+    layer = event.source
+    if layer.visible and WHEN_SHOWN in layer.metadata:
+        layer.metadata.pop(WHEN_SHOWN)(layer)
+
+
+def _undress(event: Any) -> None:
+    """Stop what was done for a layer, unless another one, such as its phase, still wants it."""
+    content = content_of(event.value)
+    if content is None or content.frames is None:
+        return
+    others = [other for layer in event.source if (other := content_of(layer)) is not None]
+    if all(other.frames is not content.frames for other in others):
+        content.frames.stop()
 
 
 def _show_energy(viewer: Any) -> None:

@@ -18,15 +18,29 @@ from numpy.typing import NDArray
 from spectromap.figures import component_label, reliable_pixels
 from spectromap.figures._canvas import group_of
 from spectromap.figures.maps import limits_of
-from spectromap.plugin._frames import kept_frames
+from spectromap.plugin._frames import Blocks, kept_frames
 from spectromap.schema import LENGTH_UNITS, LOG
 
-__all__ = ["KEY", "Content", "LayerData", "content_of", "result_layers", "stack_layers"]
+__all__ = [
+    "KEY",
+    "Content",
+    "LayerData",
+    "content_of",
+    "fraction_layer",
+    "labels_layer",
+    "particle_table",
+    "picture",
+    "result_layers",
+    "stack_layers",
+    "thickness_layer",
+]
 
 LayerData = tuple[Any, dict[str, Any], str]
 
 #: Where a layer's metadata holds its `Content`.
 KEY = "spectromap"
+#: ... and what is to be done with the layer when it is shown for the first time.
+WHEN_SHOWN = "spectromap: when shown"
 SPACE = ("z", "y", "x")
 #: Limits of colours are percentiles of at most so many values of a frame or a map.
 SAMPLED_PX = 512
@@ -66,6 +80,8 @@ class Content:
         The whole result that the layer belongs to.
     raw : bool
         Whether the layer shows the values as they are, and not only where they are reliable.
+    frames : Blocks, optional
+        The frames of a lazy stack that are in memory.
     """
 
     array: xr.DataArray
@@ -74,6 +90,7 @@ class Content:
     variable: str = ""
     result: xr.DataTree | None = None
     raw: bool = True
+    frames: Blocks | None = None
 
     @property
     def energies(self) -> NDArray[np.float64] | None:
@@ -81,6 +98,23 @@ class Content:
         if "energy" not in self.array.dims:
             return None
         return np.asarray(self.array["energy"].values, dtype=np.float64)
+
+    def seen(self, y: Any, x: Any) -> NDArray[Any]:
+        """Values of pixels of a stack in the frames that are in memory, without reading any.
+
+        Parameters
+        ----------
+        y, x : int or ndarray of int
+            Row and column, or those of several pixels.
+
+        Returns
+        -------
+        ndarray, shape (n_energy, ...)
+            NaN where a frame has not been read.
+        """
+        if self.frames is None:
+            return np.asarray(self.array.data[:, y, x])
+        return self.frames.seen(y, x)
 
 
 def content_of(layer: Any) -> Content | None:
@@ -120,8 +154,8 @@ def stack_layers(
     """
     source = str(stack.attrs.get("source_file", ""))
     name = name or Path(source.split(" and ")[0]).stem or "stack"
-    values = kept_frames(stack, complain)
-    content = Content(stack, source)
+    values, frames = kept_frames(stack, complain)
+    content = Content(stack, source, frames=frames)
     if not np.issubdtype(stack.dtype, np.complexfloating):
         limits = sampled_limits(values)
         return [_image(values, content, name, colormap="gray", contrast_limits=limits)]
@@ -170,7 +204,7 @@ def _hidden(tree: xr.DataTree, source: str, seen: set[tuple[str, str]]) -> Itera
         dataset = group_of(tree, str(group))
         for name, array in {} if dataset is None else dataset.data_vars.items():
             if _is_picture(array) and (group, name) not in seen:
-                yield _picture(Content(array, source, str(group), str(name), tree))
+                yield picture(Content(array, source, str(group), str(name), tree))
 
 
 def _is_picture(array: xr.DataArray) -> bool:
@@ -178,19 +212,70 @@ def _is_picture(array: xr.DataArray) -> bool:
     return array.dims[-2:] == SPACE[1:] and array.dtype.kind in "biuf" and array.size > 0
 
 
-def _picture(content: Content) -> LayerData:
-    """A map or a volume, hidden."""
+def picture(content: Content) -> LayerData:
+    """A map, labels or a volume, hidden.
+
+    Parameters
+    ----------
+    content : Content
+        What of a result it is; what is lazy is read when the layer is shown.
+
+    Returns
+    -------
+    tuple of (values, arguments, kind)
+    """
     array, name = content.array, f"{content.group} / {content.variable}"
     if array.attrs.get("units", "1") not in ("", "1"):
         name += f" [{array.attrs['units']}]"
     if _is_labels(content):
-        features = _flag_table(array) if "flag_masks" in array.attrs else None
-        return _labels(content, name, visible=False, features=features)
+        return _hidden_labels(content, name)
     colours = _colours(content.variable)
-    limits = sampled_limits(array.values, signed=colours in SIGNED_COLOURS)
-    return _image(
-        array.values, content, name, visible=False, colormap=colours, contrast_limits=limits
-    )
+    options: dict[str, Any] = {"visible": False, "colormap": colours}
+    if not _is_lazy(array):
+        options["contrast_limits"] = _map_limits(content)
+        return _image(array.values, content, name, **options)
+    values, options, kind = _image(array.data, content, name, contrast_limits=(0, 1), **options)
+    options["metadata"][WHEN_SHOWN] = _set_limits
+    return values, options, kind
+
+
+def _hidden_labels(content: Content, name: str) -> LayerData:
+    """Labels, hidden; what is still in a file stays there until they are shown."""
+    array = content.array
+    if not _is_lazy(array) or array.dtype.kind == "b":
+        return labels_layer(content, name, visible=False, features=_features(array))
+    options = {**_common(content, name), "visible": False}
+    options["metadata"][WHEN_SHOWN] = _set_labels
+    return array.data, options, "labels"
+
+
+def _is_lazy(array: xr.DataArray) -> bool:
+    """Whether values are still in a file."""
+    return hasattr(array.data, "dask")
+
+
+def _map_limits(content: Content) -> tuple[float, float]:
+    """Limits of the colours of a map."""
+    signed = _colours(content.variable) in SIGNED_COLOURS
+    return sampled_limits(content.array.values, signed=signed)
+
+
+def _set_limits(layer: Any) -> None:
+    """Choose colours for a map that is shown for the first time."""
+    layer.contrast_limits_range = limits = _map_limits(layer.metadata[KEY])
+    layer.contrast_limits = limits
+
+
+def _set_labels(layer: Any) -> None:
+    """Give labels that are shown for the first time their values, which can be painted on."""
+    content = layer.metadata[KEY]
+    layer.data, options, _ = labels_layer(content, "", features=_features(content.array))
+    layer.features = options["features"]
+
+
+def _features(array: xr.DataArray) -> Any:
+    """What the values of flags mean; None for other labels."""
+    return _flag_table(array) if "flag_masks" in array.attrs else None
 
 
 def _colours(variable: str) -> str:
@@ -218,34 +303,69 @@ def _shown(tree: xr.DataTree, source: str) -> Iterator[LayerData]:
 
     below = next((name for name in ("thickness", "mean_od") if name in maps), None)
     if below is not None:
-        values, options, kind = _picture(content(below))
-        name = options["name"].removeprefix("maps / ").replace("_", " ")
-        yield values, {**options, "name": name, "visible": True}, kind
+        yield thickness_layer(content(below))
     fraction = str(maps.attrs.get("fraction", ""))
     if f"{fraction}_fraction" in maps:
-        yield _fraction(replace(content(f"{fraction}_fraction"), raw=False), maps, fraction)
+        yield fraction_layer(content(f"{fraction}_fraction"), maps, fraction)
     if "particle_label" in maps:
-        yield _particles(content("particle_label"), tree)
+        features = particle_table(group_of(tree, "particles"), group_of(tree, "models"))
+        yield labels_layer(content("particle_label"), "particles", features=features)
 
 
-def _fraction(content: Content, maps: xr.Dataset, fraction: str) -> LayerData:
-    """The fraction where it says something, transparent elsewhere, as the figures draw it."""
+def thickness_layer(content: Content) -> LayerData:
+    """The thickness, or what there is in its place, as the picture below all others.
+
+    Parameters
+    ----------
+    content : Content
+        The map.
+
+    Returns
+    -------
+    tuple of (values, arguments, kind)
+    """
+    values, options, kind = picture(replace(content, array=content.array.compute()))
+    name = options["name"].removeprefix("maps / ").replace("_", " ")
+    return values, {**options, "name": name, "visible": True}, kind
+
+
+def fraction_layer(content: Content, maps: xr.Dataset, fraction: str) -> LayerData:
+    """The fraction where it says something, transparent elsewhere, as the figures draw it.
+
+    Parameters
+    ----------
+    content : Content
+        The map of the fraction.
+    maps : Dataset
+        All maps, which say where it is reliable.
+    fraction : str
+        The component.
+
+    Returns
+    -------
+    tuple of (values, arguments, kind)
+    """
     good = reliable_pixels(maps, fraction)
     values = np.where(good, content.array.values, np.nan).astype(np.float32)
     name = f"{component_label(fraction)} fraction"
     limits = limits_of(values, 0.05, 0.1)
+    content = replace(content, raw=False)
     return _image(values, content, name, colormap="viridis", contrast_limits=limits)
 
 
-def _particles(content: Content, tree: xr.DataTree) -> LayerData:
-    """The particles as labels, with the table of particles and their verdicts."""
-    features = _particle_table(tree)
-    return _labels(content, "particles", features=features)
+def particle_table(particles: xr.Dataset | None, models: xr.Dataset | None) -> Any:
+    """Columns of the particle table and the verdicts, as napari's features.
 
+    Parameters
+    ----------
+    particles, models : Dataset, optional
+        Groups of a result.
 
-def _particle_table(tree: xr.DataTree) -> Any:
-    """Columns of the particle table, ``index`` being the label; None where there is no table."""
-    particles, models = group_of(tree, "particles"), group_of(tree, "models")
+    Returns
+    -------
+    pandas.DataFrame or None
+        ``index`` is the label; None where there is no table.
+    """
     if particles is None or "particle" not in particles.dims:
         return None
     columns = {
@@ -305,8 +425,22 @@ def with_overview(values: Any) -> tuple[Any, bool]:
     return [values, values[every]], True
 
 
-def _labels(content: Content, name: str, **options: Any) -> LayerData:
-    """A labels layer in its place."""
+def labels_layer(content: Content, name: str, **options: Any) -> LayerData:
+    """A labels layer in its place.
+
+    Parameters
+    ----------
+    content : Content
+        Numbers of things, or a mask.
+    name : str
+        Name of the layer.
+    **options
+        Of the layer.
+
+    Returns
+    -------
+    tuple of (values, arguments, kind)
+    """
     values = np.asarray(content.array.values)
     if values.dtype.kind == "b":
         values = values.astype(np.int32)

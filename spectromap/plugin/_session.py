@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -311,34 +311,38 @@ class Session(QObject):
         content = {key: value for key, value in content.items() if step_of(key) in wanted}
         self._stop.clear()
         self._busy = steps[0]
-        mark = self.state.begin(steps[0])
-        self._worker.submit(self._work, content, list(steps), mark)
+        self.state.begin(steps[0])
+        # What is changed while they run is not what they rest on.
+        frozen = State(content)
+        marks = {step: frozen.mark(step) for step in steps}
+        self._worker.submit(self._work, content, marks)
 
-    def _work(self, content: dict[str, Any], steps: list[str], mark: str) -> None:
+    def _work(self, content: dict[str, Any], marks: Mapping[str, str]) -> None:
         """Do steps, in the worker; the window is told of each."""
         heard = _Heard()
         LOG.addHandler(heard)
+        steps = list(marks)
         step = steps[0]
         try:
             self._prepare(content, step)
             for step in steps:
                 if self._stop.is_set():
                     raise _Stopped
-                mark = self._ask(self._step_begins, step)
+                self._ask(self._step_begins, step)
                 heard.messages.clear()
                 began = time.perf_counter()
                 assert self._analysis is not None
                 self._analysis.run(step)
                 took = time.perf_counter() - began
-                self._tell(self._step_ends, step, mark, list(heard.messages), took)
+                self._tell(self._step_ends, step, marks[step], list(heard.messages), took)
         except _Stopped:
             self._tell(self._step_stops, step)
         except SpectromapError as error:
-            self._tell(self._step_fails, step, mark, str(error))
+            self._tell(self._step_fails, step, marks[step], str(error))
         except Exception as error:  # a mistake of ours must not end the worker in silence
             LOG.debug("step '%s' failed", step, exc_info=True)
             text = f"{type(error).__name__}: {error} (this is a mistake in spectromap)"
-            self._tell(self._step_fails, step, mark, text)
+            self._tell(self._step_fails, step, marks[step], text)
         finally:
             LOG.removeHandler(heard)
             self._tell(self._ends)
@@ -368,12 +372,12 @@ class Session(QObject):
     def _progress(self, text: str, share: float) -> None:
         self.progressed.emit(self._busy, text, share)
 
-    def _step_begins(self, step: str) -> str:
+    def _step_begins(self, step: str) -> None:
         self._busy = step
         for later in STEPS[STEPS.index(step) :]:
             self.state.outdate(later)
         self.progressed.emit(step, "", UNKNOWN_SHARE)
-        return self.state.begin(step)
+        self.state.begin(step)
 
     def _step_ends(self, step: str, mark: str, warnings: list[str], seconds: float) -> None:
         analysis = self._analysis
@@ -418,20 +422,18 @@ class Session(QObject):
             except RuntimeError:  # the window went meanwhile
                 self._closed = True
 
-    def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the thread of the window and wait for its result."""
-        answer: list[Any] = []
+    def _ask(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function in the thread of the window and wait until it has returned."""
         ready = threading.Event()
 
         def call() -> None:
-            answer.append(function(*args))
+            function(*args)
             ready.set()
 
         self._tell(call)
         while not ready.wait(0.05):
             if self._closed or self._stop.is_set():
                 raise _Stopped
-        return answer[0]
 
     def task(
         self,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
+import xarray as xr
 
 from spectromap.io import READERS, open_stack
-from spectromap.io.results import read_result
+from spectromap.io.results import _check_version, _restored
+from spectromap.plugin._frames import InFile
 from spectromap.plugin._layers import LayerData, result_layers, stack_layers
 from spectromap.schema import LOG, FileError, SpectromapError
 
@@ -28,6 +29,8 @@ ENDINGS = (
 )
 #: Endings of pictures that napari itself reads: what is refused here is left to it.
 PICTURES = (".tif", ".tiff")
+#: Maps of more bytes than this are read when they are shown.
+LARGE_BYTES = 2**24
 #: What napari takes for "read, and there is nothing to show".
 NOTHING: list[Any] = [(None,)]
 
@@ -85,23 +88,7 @@ def _read(path: PathLike | Sequence[PathLike]) -> list[Any]:
     viewer = napari.current_viewer()
     if viewer is None:
         return layers
-    if not viewer.layers:
-        _fit_soon(viewer)
     return prepared(viewer, layers)
-
-
-def _fit_soon(viewer: Any) -> None:
-    """Fit the view once the slider has its place: napari does it before, and cuts the picture."""
-    from qtpy.QtCore import QTimer
-
-    itself = weakref.ref(viewer)
-
-    def fit() -> None:
-        waiting = itself()
-        if waiting is not None:
-            waiting.fit_to_view()
-
-    QTimer.singleShot(0, fit)
 
 
 @contextmanager
@@ -141,11 +128,58 @@ def read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
     """
     single = Path(path) if isinstance(path, (str, os.PathLike)) else None
     if single is not None and is_result(single):
-        layers = result_layers(read_result(single), str(single))
+        layers = result_layers(open_result(single), str(single))
         if not layers:
             raise FileError("the result holds no maps", where=single)
         return layers
     return stack_layers(open_stack(path), complain=_complain)
+
+
+def open_result(path: Path) -> xr.DataTree:
+    """A result whose large maps are read when they are wanted.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    DataTree
+        As `spectromap.read_result` returns it.
+
+    Raises
+    ------
+    FileError
+        As `spectromap.read_result`.
+    """
+    _check_version(path)
+    try:
+        with xr.open_datatree(
+            path, engine="h5netcdf", decode_times=False, decode_timedelta=False,
+            driver_kwds={"locking": False},
+        ) as opened:  # fmt: skip
+            groups = {node.path: _read_in_part(node, path) for node in opened.subtree}
+    except Exception as error:  # a damaged file can make the libraries below raise anything
+        raise FileError(
+            f"the result cannot be read ({error})",
+            where=path,
+            remedy="The file is damaged; run the analysis again.",
+        ) from error
+    return xr.DataTree.from_dict(groups).map_over_datasets(_restored)
+
+
+def _read_in_part(node: xr.DataTree, path: Path) -> xr.Dataset:
+    """A group, with what is large left in the file."""
+    dataset = node.to_dataset(inherit=False)
+    large: dict[str, Any] = {}
+    for name, array in dataset.data_vars.items():
+        if array.nbytes > LARGE_BYTES:
+            values = InFile(path, f"{node.path}/{name}")
+            if values.dtype == array.dtype:  # nothing to decode
+                large[str(name)] = (array.dims, values.lazy(), array.attrs)
+    names = list(dataset.data_vars)
+    return dataset.drop_vars(large).load().assign(large)[names]
 
 
 def is_result(path: Path) -> bool:

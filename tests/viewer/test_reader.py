@@ -15,6 +15,7 @@ from napari_window import MANIFEST, opened_window, settle
 
 from spectromap.io.results import write_result
 from spectromap.plugin import _layers
+from spectromap.plugin._frames import InFile
 from spectromap.plugin.reader import ENDINGS, get_reader, read_layers
 
 pytestmark = pytest.mark.viewer
@@ -225,6 +226,37 @@ def test_flags_say_what_they_mean(opened):
     assert set(meanings) == set(np.unique(layer.data)) - {0}
 
 
+def test_large_maps_are_read_when_they_are_shown(window, result, monkeypatch):
+    eager = {layer.name: layer for layer in window.open(result)}
+    window.viewer.layers.clear()
+    monkeypatch.setattr("spectromap.plugin.reader.LARGE_BYTES", 1000)
+    read = []
+    whole = InFile.__getitem__
+    monkeypatch.setattr(
+        InFile, "__getitem__", lambda one, key: read.append(one.name) or whole(one, key)
+    )
+    lazy = window.open(result)
+    assert [layer.name for layer in lazy] == list(eager)
+    assert "/entry/maps/thickness" in read, "what is shown is read"
+    for name in ("chi2", "edge_distance", "agglomerate_label", "flags"):
+        layer = window.viewer.layers[next(one for one in eager if f"/ {name}" in one)]
+        expected = eager[layer.name]
+        if name != "flags":  # which tell what is reliable
+            assert f"/entry/maps/{name}" not in read
+        layer.visible = True
+        settle()
+        assert f"/entry/maps/{name}" in read
+        np.testing.assert_array_equal(layer.data, expected.data)
+        if name.endswith("label"):
+            layer.data_setitem((np.array([0]), np.array([0])), 7)
+            assert layer.data[0, 0] == 7, "labels can be painted on"
+        elif name == "flags":
+            assert layer.features.equals(expected.features)
+        else:
+            assert tuple(layer.contrast_limits) == tuple(expected.contrast_limits)
+        layer.visible = False
+
+
 def test_stack_and_result_lie_on_each_other(window, result, tmp_path):
     maps = window.open(result)[-1]
     places = {axis: _layers.content_of(maps).array[axis].values / 1e3 for axis in ("y", "x")}
@@ -322,7 +354,8 @@ def test_what_is_odd_about_a_file_is_told(window, tmp_path):
     assert "more than once" in message
 
 
-def test_a_file_that_breaks_while_it_is_open(window, tmp_path):
+def test_a_file_that_breaks_while_it_is_open(window, tmp_path, monkeypatch):
+    monkeypatch.setattr("spectromap.plugin._frames.KEPT_BYTES", 64 * 64 * 4)  # none read ahead
     data = np.random.default_rng(1).random((12, 64, 64))
     path = make_files.packed_frames(tmp_path / "scan.hdf5", data, "gzip")
     (layer,) = window.open(path)
@@ -373,7 +406,7 @@ def test_a_stack_larger_than_memory_opens_at_once(window, tmp_path):
         took = time.perf_counter() - started
         print(f"16 GB opened in {took:.2f} s, {spent[-1]:.2f} s of work")
     assert layer.data[0].nbytes == 60 * 8192**2 * 4
-    blocks = frames_of(layer.data[0])
+    blocks = _layers.content_of(layer).frames
     assert set(blocks.kept) == {29}, "only the frame that is shown is read"
     assert min(spent) < 2.0
     worked = time.process_time()
@@ -400,33 +433,12 @@ def test_a_large_frame_lies_where_a_small_one_does(window, tmp_path):
         assert window.colour_at(2500, edge - sign * 4 * nm_per_px)[0] < 5
 
 
-def frames_of(values):
-    """The frames that the values of a layer keep."""
-    return next(
-        found
-        for task in values.dask.values()
-        for found in walk(task)
-        if type(found).__name__ == "Blocks"
-    )
-
-
-def walk(task):
-    """Everything that a task of Dask holds."""
-    yield task
-    parts = [*getattr(task, "args", ()), *getattr(task, "kwargs", {}).values()]
-    parts += task if isinstance(task, (list, tuple)) else []
-    for part in parts:
-        yield from walk(part)
-    if hasattr(task, "value"):
-        yield task.value
-
-
 def test_frames_once_seen_are_kept_and_no_more_than_memory_allows(tmp_path, monkeypatch):
     monkeypatch.setattr("spectromap.plugin._frames.KEPT_BYTES", 3 * 64 * 64 * 4)
     data = np.random.default_rng(1).random((12, 64, 64))
     path = make_files.packed_frames(tmp_path / "scan.hdf5", data, "gzip")
-    ((values, _, _),) = read_layers(path)
-    blocks = frames_of(values)
+    ((values, options, _),) = read_layers(path)
+    blocks = options["metadata"][_layers.KEY].frames
     for step in (0, 1, 2, 3, 2, 4):
         np.testing.assert_allclose(np.asarray(values[step]), data[step], rtol=1e-6)
     assert len(blocks.kept) <= 3
