@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import io
 import os
 import re
@@ -77,6 +78,10 @@ DPI = 200
 MOST_DRAWN_PIXELS = 1600
 
 
+#: The style is one for the whole program, so figures are drawn one after another.
+_STYLING = threading.RLock()
+
+
 def styled(
     draw: Callable[Concatenate[xr.DataTree, Options], Figure | None],
 ) -> Callable[Concatenate[xr.DataTree, Options], Figure | None]:
@@ -88,7 +93,7 @@ def styled(
     ) -> Figure | None:
         import matplotlib.style
 
-        with matplotlib.style.context(["default", STYLE]):
+        with _STYLING, matplotlib.style.context(["default", STYLE]):
             return draw(tree, *args, **options)
 
     return drawn

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from spectromap.config import load_run
 from spectromap.schema import InputError
 
 __all__ = ["view"]
@@ -19,13 +21,14 @@ PathLike = str | os.PathLike[str]
 
 
 def view(paths: PathLike | Sequence[PathLike]) -> None:
-    """Open stacks and results in a napari window, and wait until it is closed.
+    """Open stacks, results and run descriptions in napari, and wait until it is closed.
 
     Parameters
     ----------
     paths : path, glob or sequence of them
         Each is opened for itself: a stack in any format of `spectromap.open_stack`, a glob of the
-        files of one series, or a result file.
+        files of one series, a result file, or a run description. A description, or else a stack
+        that is named first, is open in the dock too.
 
     Raises
     ------
@@ -37,11 +40,21 @@ def view(paths: PathLike | Sequence[PathLike]) -> None:
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     napari = _napari()
     from spectromap.plugin._companion import show
-    from spectromap.plugin.reader import read_layers
+    from spectromap.plugin._dock import Dock
+    from spectromap.plugin._session import DESCRIPTIONS
+    from spectromap.plugin.reader import is_result, read_layers
 
-    layers = [layer for path in named for layer in read_layers(path)]
+    described = [path for path in named if Path(path).suffix.lower() in DESCRIPTIONS]
+    for path in described:
+        load_run(path)
+    layers = [layer for path in named if path not in described for layer in read_layers(path)]
     viewer = napari.Viewer(title=f"spectromap: {', '.join(map(str, named))}")
     show(viewer, layers)
+    dock = Dock(viewer)
+    viewer.window.add_dock_widget(dock, name="spectromap", area="right")
+    first = (described or named)[0]
+    if not is_result(Path(first)):
+        dock.session.open(first)
     napari.run()
 
 

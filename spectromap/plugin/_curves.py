@@ -258,6 +258,8 @@ class Curves(Plot):
 
     def show_energy(self, energy: float) -> None:
         """Draw the line at the energy of the slider."""
+        if energy == self._energy:
+            return
         self._energy = energy
         for line in self._markers:
             line.set_xdata([energy, energy])

@@ -69,7 +69,7 @@ LEVELS = {"error": WRONG, "warning": "#d18f00", "info": "#3d9be0"}
 #: Where the last step of the list saves and loads, there is nothing to run.
 SAVE = STEPS[-1].name
 LAST = STEPS[-2].name
-WIDTH, HEIGHT, PANELS_HEIGHT = 372, 700, 230
+WIDTH, LEAST_WIDTH, HEIGHT, PANELS_HEIGHT = 372, 300, 700, 230
 MESSAGE_HEIGHT = 110
 PANELS_NAME = "spectromap: data"
 DESCRIPTIONS = "Run descriptions (*.yaml *.yml)"
@@ -588,9 +588,10 @@ class Saving(Fold):
 
     def replay(self, path: str) -> None:
         """Open a result and do its run again, if it can be repeated."""
-        self._session.open(path)
-        if self._head.message.level != "error":
-            self._run(LAST)
+        self._session.open(path, done=self._run_again)
+
+    def _run_again(self) -> None:
+        self._run(LAST)
 
 
 # --- all of it ---------------------------------------------------------------------------------
@@ -626,7 +627,11 @@ class Dock(QWidget):
         self._make_panels()
         for keys, pressed in ((UNDO, self.head.undo), (REDO, self.head.redo)):
             QShortcut(QKeySequence(keys), self).activated.connect(pressed)
-        self.session.changed.connect(self.refresh)
+        # Several changes that follow each other are shown once.
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self.refresh)
+        self.session.changed.connect(self._soon.start)
         self.session.found.connect(self._found)
         self.session.progressed.connect(self.head.progress)
         self.session.told.connect(self.head.message.tell)
@@ -692,6 +697,7 @@ class Dock(QWidget):
         if not isinstance(window, QMainWindow) or not isinstance(around, QDockWidget):
             return
         window.setCorner(Qt.Corner.BottomRightCorner, Qt.DockWidgetArea.RightDockWidgetArea)
+        around.setMinimumWidth(LEAST_WIDTH)  # without it Qt keeps to what it was before its style
         window.resizeDocks([around], [WIDTH], Qt.Orientation.Horizontal)
         below = self.panels.parent()
         if isinstance(below, QDockWidget):

@@ -281,6 +281,7 @@ class Editor(QWidget):
         self._row.setContentsMargins(0, 0, 0, 0)
         self._row.setSpacing(2)
         self._last: Any = self
+        self._problem = ""
         self.field = self.make()
         self.field.setObjectName(".".join(entry.path))
         self.field.setToolTip(entry.text)
@@ -308,6 +309,9 @@ class Editor(QWidget):
 
     def mark(self, problem: str) -> None:
         """Show what is wrong with the value; nothing if the text is empty."""
+        if problem == self._problem:
+            return  # a style sheet takes milliseconds, even if it is the same
+        self._problem = problem
         frame = f"{type(self.field).__name__} {{ border: 1px solid {WRONG}; }}"
         self.field.setStyleSheet(frame if problem else "")
         tip = f"<p style='color:{WRONG}'>{html.escape(problem)}</p>" if problem else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -183,24 +184,34 @@ class Session(QObject):
 
     # --- the description -----------------------------------------------------------------------
 
-    def open(self, path: str | Path) -> None:
+    def open(self, path: str | os.PathLike[str], done: Callable[[], None] | None = None) -> None:
         """Take a stack, a run description, or the description of a result; what is wrong is told.
 
         Parameters
         ----------
         path : path
             The file.
+        done : callable
+            Is called once the description is there; of a result that is later, because its input
+            files are compared with their checksums first.
         """
         path = Path(path)
+
+        def take(content: dict[str, Any]) -> None:
+            self.state.replace(content)
+            if done is not None:
+                done()
+
         try:
             if path.suffix.lower() in DESCRIPTIONS:
-                self.state.replace(State.from_yaml(path).content())
+                take(State.from_yaml(path).content())
             elif path.is_file() and is_result(path):
-                described = batch.replay_description(path)
-                self.state.replace(described.model_dump(mode="json", exclude_unset=True))
+                self.told.emit("info", "Comparing the input files with their checksums.")
+                self.task("open", _content_of_result, path, done=take)
             else:
                 open_stack(path)
-                self.change(("stack",), str(path.resolve() if path.exists() else path))
+                named = str(path.resolve() if path.exists() else path)
+                take({**self.state.content(), "stack": named})
         except SpectromapError as error:
             self.told.emit("error", str(error))
 
@@ -333,8 +344,10 @@ class Session(QObject):
                 began = time.perf_counter()
                 assert self._analysis is not None
                 self._analysis.run(step)
-                took = time.perf_counter() - began
-                self._tell(self._step_ends, step, marks[step], list(heard.messages), took)
+                groups = self._analysis.groups(step)
+                text = finding(step, self._analysis.stack, groups, self._analysis.plan.fraction)
+                text = f"{text}\n{time.perf_counter() - began:.1f} s".strip()
+                self._tell(self._step_ends, step, marks[step], groups, text, list(heard.messages))
         except _Stopped:
             self._tell(self._step_stops, step)
         except SpectromapError as error:
@@ -376,19 +389,21 @@ class Session(QObject):
         self._busy = step
         for later in STEPS[STEPS.index(step) :]:
             self.state.outdate(later)
-        self.progressed.emit(step, "", UNKNOWN_SHARE)
         self.state.begin(step)
+        self.progressed.emit(step, "", UNKNOWN_SHARE)
 
-    def _step_ends(self, step: str, mark: str, warnings: list[str], seconds: float) -> None:
-        analysis = self._analysis
-        if analysis is None:
-            return
-        groups = analysis.groups(step)
+    def _step_ends(
+        self,
+        step: str,
+        mark: str,
+        groups: Mapping[str, xr.Dataset],
+        text: str,
+        warnings: list[str],
+    ) -> None:
         self._groups |= groups
         self._warnings[step] = warnings
-        text = finding(step, analysis.stack, groups, analysis.plan.fraction)
         self._held.add(step)  # told below, and not once more by the change of the state
-        self.state.finish(step, mark, f"{text}\n{seconds:.1f} s".strip())
+        self.state.finish(step, mark, text)
         self.found.emit(step)
 
     def _step_stops(self, step: str) -> None:
@@ -581,6 +596,12 @@ class Session(QObject):
         self._analysis = None
         self._groups.clear()
         self._stacks.clear()
+
+
+def _content_of_result(path: Path) -> dict[str, Any]:
+    """What a result says it was made by, if its input files are still the same."""
+    content = batch.replay_description(path).model_dump(mode="json", exclude_unset=True)
+    return dict(content)
 
 
 def _copied(image: Path, folder: Path) -> Path:

@@ -180,12 +180,9 @@ class ShiftPlot(Plot):
             (kept & table.corrected, "D", 5.5, f"{name}, corrected"),
         ):
             if chosen.any():
-                x, y, error = (
-                    v[chosen] for v in (table.energies, table.shifts[:, k], table.errors[:, k])
-                )
-                self._axes.errorbar(
-                    x, y, error, marker=marker, markersize=size, label=label, **style
-                )
+                x, y, error = table.energies, table.shifts[:, k], table.errors[:, k]
+                style |= {"marker": marker, "markersize": size, "label": label}
+                self._axes.errorbar(x[chosen], y[chosen], error[chosen], **style)
 
     def _mark_others(self, table: Table) -> None:
         """Frames that could not be aligned, and those that are left out, which may lie anywhere."""

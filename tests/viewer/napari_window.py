@@ -51,11 +51,14 @@ class Window:
 
 def settle():
     """Let Qt draw what it has to draw."""
+    from qtpy.QtCore import QEvent
     from qtpy.QtWidgets import QApplication
 
     for _ in range(10):
         QApplication.processEvents()
         QApplication.sendPostedEvents(None, 0)
+        # Outside an event loop nobody else carries out what was to be deleted later.
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from make_stacks import make
 from napari_window import opened_window, settle
 
 from spectromap.batch import load_plan
-from spectromap.pipeline import in_stack_order
+from spectromap.pipeline import STEPS, Analysis, in_stack_order
 
 pytestmark = pytest.mark.viewer
 
 PIXEL_NM = 10.0
-DISPLACED, BY_PX = 4, (2.3, -1.2)
+DISPLACED, BY_PX = 4, (1.3, -1.2)
 PATIENCE_S = 20.0
 
 
@@ -66,6 +66,7 @@ class Bench:
         self.shown = Shown(self.session)
         self.panel = FramesPanel(self.session)
         self.dock = self.viewer.window.add_dock_widget(self.panel, area="bottom", name="frames")
+        self.run = run
         self.session.open(run)
         until(lambda: len(self.viewer.layers) == 1)
 
@@ -79,14 +80,15 @@ class Bench:
         return self.session.state.value(*path)
 
     def layer(self):
-        return self.panel.flicker.layer()
+        return self.panel.compare.flicker.layer()
 
     def compare(self, how, others="Both neighbours"):
         """Start a comparison, or change it; the pictures that are seen, in turn."""
-        self.panel.others.setCurrentText(others)
-        self.panel.how.setCurrentText(how)
-        if not self.panel.start.isChecked():
-            self.panel.start.click()
+        controls = self.panel.compare
+        controls.others.setCurrentText(others)
+        controls.how.setCurrentText(how)
+        if not controls.start.isChecked():
+            controls.start.click()
         return self.drawn()
 
     def drawn(self):
@@ -107,25 +109,33 @@ class Bench:
         QTest.keyClick(canvas if on_canvas else self.panel, code, modifier)
         return self.drawn()
 
-    def close(self):
-        self.session.close()
-        self.viewer.window.remove_dock_widget(self.dock)
-        self.viewer.layers.clear()
+    def tidy(self):
+        """As it was opened, but for what was found."""
+        self.panel.compare.start.setChecked(False)
+        self.panel.reset_all.click()
+        self.session.open(self.run)
+        for layer in [one for one in self.viewer.layers if one.ndim == 2 and one.visible]:
+            self.viewer.layers.remove(layer)
+        self.told.clear()
         settle()
 
 
 @pytest.fixture(scope="module")
-def one_window(napari_with_plugin):
-    with opened_window(napari_with_plugin) as opened:
-        yield opened
+def whole_bench(napari_with_plugin, run):
+    """One window for all, as at the beamline; a small one is drawn faster."""
+    with opened_window(napari_with_plugin) as window:
+        window.viewer.window.resize(1000, 500)
+        bench = Bench(window, run)
+        yield window, bench
+        if vars(bench):
+            bench.session.close()
 
 
 @pytest.fixture
-def bench(one_window, run):
-    """One window for all, as at the beamline; what is in it is new."""
-    opened = Bench(one_window, run)
-    yield opened
-    opened.close()
+def bench(whole_bench):
+    """What is in the window, put in order afterwards."""
+    yield whole_bench[1]
+    whole_bench[1].tidy()
 
 
 def disagreement(picture):
@@ -148,7 +158,24 @@ def align_by_eye(bench):
                     break
 
 
-def test_a_displaced_frame_is_brought_back_by_the_arrow_keys(bench, made, tmp_path):
+def test_before_the_frames_are_aligned_it_says_what_to_do(bench, made):
+    """The first test, as the others have what it found."""
+    panel = bench.panel
+    panel.choose(2)
+    assert "Run the step Align" in panel.about.text()
+    assert not panel.compare.start.isEnabled()
+    assert not panel.move_by[0].isEnabled()
+    panel.left_out.leave_out.click()
+    assert bench.value("exclude", "energies") == pytest.approx(
+        [made.stack.energy.values[2]], abs=1e-3
+    )
+    panel.run.click()
+    until(lambda: bench.session.group("shifts") is not None and not bench.session.busy)
+    until(panel.compare.start.isEnabled)
+    assert "left out" in panel.about.text()
+
+
+def test_a_displaced_frame_is_brought_back_by_the_arrow_keys(bench, made):
     panel, truth = bench.panel, made.shifts_px[DISPLACED] * PIXEL_NM
 
     def found():
@@ -166,7 +193,6 @@ def test_a_displaced_frame_is_brought_back_by_the_arrow_keys(bench, made, tmp_pa
     ((energy, correction),) = bench.value("shifts", "corrections").items()
     assert float(energy) == pytest.approx(made.stack.energy.values[DISPLACED], abs=1e-3)
     bench.do("align")
-    print(f"left by eye: {(found() - truth) / PIXEL_NM} pixels")
     np.testing.assert_allclose(found(), truth, atol=0.2 * PIXEL_NM)
     # Moved once more, by typing: it is added to what is there, and the picture goes upwards.
     panel.move_by[0].setValue(5.0)
@@ -187,12 +213,12 @@ def test_two_pictures_alternate_where_the_frames_are(bench, made):
     panel = bench.panel
     bench.do("align")
     panel.choose(6)
-    panel.speed.setValue(5)
+    panel.compare.speed.setValue(5)
     bench.compare("Flicker", "Frame before")
     seen = {}
 
     def keep():
-        seen[panel.side.text()] = np.asarray(bench.layer().data)
+        seen[panel.compare.side.text()] = np.asarray(bench.layer().data)
         return len(seen) == 2
 
     until(keep)
@@ -207,83 +233,56 @@ def test_two_pictures_alternate_where_the_frames_are(bench, made):
     assert np.mean(np.any(first != second, axis=-1)) > 0.5
     np.testing.assert_allclose(bench.layer().scale, PIXEL_NM, rtol=1e-5)
     changes = []
-    panel.flicker.turned.connect(changes.append)
+    panel.compare.flicker.turned.connect(changes.append)
     until(lambda: len(changes) > 4)
     assert set(np.diff(changes)) <= {1, -1}
     overlay = bench.compare("Overlay", "All frames")
-    assert not panel.flicker.ticking
+    assert not panel.compare.flicker.ticking
     coloured = np.abs(overlay[..., 0].astype(int) - overlay[..., 1])
     assert 0 < coloured.mean() < 40
 
 
 def test_nothing_flickers_unseen_or_after_its_layer_has_gone(bench):
-    panel, flicker = bench.panel, bench.panel.flicker
+    compare = bench.panel.compare
     bench.do("align")
     bench.compare("Flicker")
-    assert flicker.ticking
+    assert compare.flicker.ticking
     bench.dock.setVisible(False)
     settle()
-    assert not flicker.ticking
+    assert not compare.flicker.ticking
     assert not bench.layer().visible
     bench.dock.setVisible(True)
-    until(lambda: flicker.ticking)
+    until(lambda: compare.flicker.ticking)
     assert bench.layer().visible
     bench.viewer.layers.remove(bench.layer())
-    assert not flicker.ticking
-    assert not panel.start.isChecked()
-    bench.compare("Flicker")
-    bench.viewer.layers.clear()
-    settle()
-    panel.push(1, 0, False)
-    bench.compare("Flicker")
-    panel.start.click()
-    assert len(bench.viewer.layers) == 0
+    assert not compare.flicker.ticking
+    assert not compare.start.isChecked()
     assert not bench.told
 
 
-def test_a_closed_viewer_ends_it(napari_with_plugin, run):
-    from qtpy.compat import isalive
-
-    with opened_window(napari_with_plugin) as window:
-        bench = Bench(window, run)
-        bench.do("align")
-        bench.compare("Flicker")
-        panel = bench.panel
-        panel.push(1, 0, False)
-        window.viewer.close()
-        bench.session.close()
-        settle()
-        assert not isalive(panel) or not panel.flicker.ticking
-        known = weakref.ref(panel)
-        del bench, panel
-        settle()
-        gc.collect()
-        assert known() is None
-    assert not window.messages
-
-
-def test_frames_and_pixels_are_left_out(bench, made, tmp_path):
-    panel, session = bench.panel, bench.session
+def test_frames_and_pixels_are_left_out(bench, made):
+    panel, out, session = bench.panel, bench.panel.left_out, bench.session
     energies = made.stack.energy.values
-    # Before the frames are aligned they can be left out, and it says what is missing.
+    bench.do("align")
     panel.choose(2)
-    assert "Run the step Align" in panel.about.text()
-    assert not panel.start.isEnabled()
-    panel.leave_out.click()
-    panel.apply_mask.click()
+    out.leave_out.click()
+    assert not session.holds("data")
+    out.apply_mask.click()
     assert bench.told.pop()[0] == "error"
-    panel.paint.click()
+    out.paint.click()
     layer = bench.viewer.layers.selection.active
     assert layer.mode == "paint"
     layer.brush_size = 8
     layer.paint((20, 30), 1)
     painted = np.asarray(layer.data) > 0
-    panel.apply_mask.click()
+    out.apply_mask.click()
     plan = load_plan(session.state.description())
     assert plan.exclude_energies == pytest.approx([energies[2]], abs=1e-3)
     np.testing.assert_array_equal(in_stack_order(plan.exclude_mask, session.stack), painted)
-    bench.do("composition")
-    tree = session.tree()
+    analysis = Analysis(session.stack, plan)
+    for step in STEPS[: STEPS.index("composition") + 1]:
+        analysis.run(step)
+    tree = analysis.tree()
     np.testing.assert_array_equal(
         np.isnan(tree["/entry/spectra"]["mean_od"].values), np.arange(energies.size) == 2
     )
@@ -295,38 +294,38 @@ def test_frames_and_pixels_are_left_out(bench, made, tmp_path):
     assert not np.any(layer.data)
     session.state.redo()
     np.testing.assert_array_equal(layer.data > 0, painted)
-    panel.clear_mask.click()
+    out.clear_mask.click()
     assert bench.value("exclude", "mask") is None
-    panel.leave_out.click()
+    out.leave_out.click()
     assert bench.value("exclude", "energies") == []
     session.state.undo()
-    assert panel.leave_out.isChecked()
+    assert out.leave_out.isChecked()
 
 
 def test_registration_looks_at_a_drawn_area(bench):
-    viewer, panel, stack = bench.viewer, bench.panel, bench.session.stack
-    panel.use_area.click()
+    viewer, out, stack = bench.viewer, bench.panel.left_out, bench.session.stack
+    out.use_area.click()
     assert "come from a file" in bench.told.pop()[1]
     bench.session.change(("shifts", "file"), None)
-    panel.use_area.click()
+    out.use_area.click()
     assert "nothing is selected" in bench.told.pop()[1]
     corners = np.array([[20, 10], [20, 60], [50, 60], [50, 10]]) * PIXEL_NM - PIXEL_NM / 2
-    viewer.add_shapes([corners], shape_type="polygon")
-    panel.use_area.click()
+    viewer.add_shapes([corners], shape_type="polygon", units=("nm", "nm"))
+    out.use_area.click()
     area = in_stack_order(load_plan(bench.session.state.description()).align_mask, stack)
     expected = np.zeros(stack.shape[1:], dtype=bool)
     expected[20:50, 10:60] = True
     np.testing.assert_array_equal(area, expected)
-    assert "an area" in panel.area_title.text()
-    panel.clear_area.click()
+    assert "an area" in out.area_title.text()
+    out.clear_area.click()
     assert bench.value("shifts", "mask") is None
     # What somebody is still typing is not for the panel to complain of.
     bench.session.change(("shifts", "corrections"), {"642": 3.0})
     bench.session.change(("exclude",), "a few")
-    assert panel.about.text()
+    assert bench.panel.about.text()
 
 
-def test_a_click_in_the_plot_moves_the_slider(bench, tmp_path):
+def test_a_click_in_the_plot_moves_the_slider(bench):
     from matplotlib.backend_bases import MouseEvent
 
     panel, viewer = bench.panel, bench.viewer
@@ -345,28 +344,62 @@ def test_a_click_in_the_plot_moves_the_slider(bench, tmp_path):
 
 def test_a_frame_larger_than_the_screen_is_seen_in_part():
     """What is compared of a large frame lies where the same part of the whole one does."""
-    from spectromap.plugin._frames_panel import _Box, _seen
+    from spectromap.plugin._comparison import Box, seen
 
     frames = np.random.default_rng(0).random((1, 200, 240)).astype(np.float32)
-    whole = _seen(frames, 0, (3.4, -2.7), _Box((0, 0), (200, 240), 1))
-    part = _seen(frames, 0, (3.4, -2.7), _Box((60, 100), (50, 70), 1))
+    whole = seen(frames, 0, (3.4, -2.7), Box((0, 0), (200, 240), 1))
+    part = seen(frames, 0, (3.4, -2.7), Box((60, 100), (50, 70), 1))
     np.testing.assert_allclose(part, whole[60:110, 100:170], atol=1e-5)
     yy, xx = np.mgrid[:200, :240].astype(np.float32)
-    binned = _seen((yy + 2 * xx)[None], 0, (3.0, -2.0), _Box((60, 100), (12, 17), 4))
+    binned = seen((yy + 2 * xx)[None], 0, (3.0, -2.0), Box((60, 100), (12, 17), 4))
     expected = (60 + 3 + 1.5 + 4 * np.arange(12))[:, None] + 2 * (100 - 2 + 1.5 + 4 * np.arange(17))
     np.testing.assert_allclose(binned, 16 * expected, rtol=1e-4)
-    outside = _seen(frames, 0, (500.0, 0.0), _Box((0, 0), (20, 20), 1))
+    outside = seen(frames, 0, (500.0, 0.0), Box((0, 0), (20, 20), 1))
     assert np.isnan(outside).all()
 
 
-def test_pictures_of_it(bench, one_window, tmp_path):
+def test_pictures_of_it(bench, whole_bench, tmp_path):
+    window, plot = whole_bench[0], bench.panel.plot
+    bench.viewer.window.resize(1280, 800)
     bench.do("align")
     bench.panel.choose(DISPLACED)
     bench.compare("Overlay")
-    for theme in ("light", "dark"):
+    papers = set()
+    for theme in ("dark", "light"):
         bench.viewer.theme = theme
-        settle()
-        one_window.picture(tmp_path / f"frames-{theme}.png")
+        window.picture(tmp_path / f"frames-{theme}.png")
+        papers.add(plot.paper)
+    assert len(papers) == 2
     least = bench.panel.minimumSizeHint()
     assert least.height() <= 200
     assert least.width() <= 1000
+
+
+def test_a_closed_viewer_ends_it(whole_bench):
+    """The last test: it closes the window of all."""
+    from qtpy.compat import isalive
+
+    window, bench = whole_bench
+    bench.do("align")
+    bench.compare("Flicker")
+    bench.viewer.layers.clear()
+    settle()
+    bench.panel.push(1, 0, False)
+    bench.compare("Flicker")
+    bench.panel.compare.start.click()
+    assert len(bench.viewer.layers) == 0
+    bench.compare("Flicker")
+    assert not bench.told
+    panel = bench.panel
+    flicker = panel.compare.flicker
+    bench.viewer.close()
+    bench.session.close()
+    settle()
+    assert not isalive(flicker) or not flicker.ticking
+    known = weakref.ref(panel)
+    vars(bench).clear()
+    del bench, panel, flicker
+    settle()
+    gc.collect()
+    assert known() is None
+    assert not window.messages
