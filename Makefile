@@ -62,13 +62,13 @@ test-core: $(VENV)
 
 test-notebooks: $(VENV)
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		set -x; .venv/bin/pytest $(HEADLESS) --nbmake --nbmake-timeout=900 notebooks; \
+		set -x; .venv/bin/pytest $(HEADLESS) -n 2 --nbmake --nbmake-timeout=900 notebooks; \
 	else echo "There are no notebooks."; fi
 
 # In a process of its own: without a screen Qt ends the whole session.
 test-viewer: viewer-packages
 	@if $(PROBE) >/dev/null 2>&1; then \
-		set -x; $(SCREEN) .venv/bin/pytest -m viewer; \
+		set -x; $(SCREEN) .venv/bin/pytest -n 2 --dist loadfile -m viewer; \
 	else echo "Viewer tests skipped: there is no virtual screen (see above)."; fi
 
 # The built wheel with its own dependencies and nothing else, in a new environment.

@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from make_runs import description, write_nxstxm, write_references, write_run
+from make_runs import description, write_nxstxm, write_references
+from make_runs import write_run as write_whole_run
 from make_stacks import make
 
 from spectromap import cli
@@ -30,6 +31,11 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def made():
     return make(seed=1, shape=(80, 90), n_energies=24, photons=3000.0)
+
+
+def write_run(folder: Path, made=None, **changes) -> Path:
+    """A run that ends with the maps, which are all that is looked at here."""
+    return write_whole_run(folder, made, segment={"enabled": False}, **changes)
 
 
 def run(folder: Path, capsys) -> SimpleNamespace:

@@ -27,6 +27,10 @@ from spectromap.io.results import read_result
 from spectromap.schema import FLAGS, RESULT_GROUPS, FileError, InputError
 
 
+#: For runs of which nothing later is looked at.
+MAPS_ONLY = {"enabled": False}
+
+
 @pytest.fixture(scope="module")
 def made():
     return make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, energy_shift=0.15)
@@ -114,7 +118,7 @@ def test_replay_gives_the_same_numbers(folder, result):
 
 
 def test_replay_refuses_changed_input(folder, tmp_path, capsys):
-    write_run(tmp_path)
+    write_run(tmp_path, segment=MAPS_ONLY)
     assert (
         cli.main(["run", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 0
     )
@@ -197,12 +201,13 @@ def test_region_mask_and_spectrum_give_the_same_i0(folder, made, tmp_path):
     found = []
     for number, i0 in enumerate(sources):
         out = tmp_path / str(number)
-        batch.run(load_run(folder / "run.yaml", i0=i0), out)
+        batch.run(load_run(folder / "run.yaml", i0=i0, segment=MAPS_ONLY), out)
         found.append(read_result(out / "result.h5")["/entry/spectra"]["i0"].values)
     assert np.array_equal(*found)
     lines = [f"{e:.5f} {v:.4f}" for e, v in zip(made.stack.energy.values, found[0], strict=True)]
     (tmp_path / "i0.xsp").write_text("\n".join(lines))
-    batch.run(load_run(folder / "run.yaml", i0={"spectrum": str(tmp_path / "i0.xsp")}), tmp_path)
+    i0 = {"spectrum": str(tmp_path / "i0.xsp")}
+    batch.run(load_run(folder / "run.yaml", i0=i0, segment=MAPS_ONLY), tmp_path)
     spectrum = read_result(tmp_path / "result.h5")["/entry/spectra"]["i0"].values
     assert np.allclose(spectrum, found[0], rtol=1e-5)
 
@@ -232,7 +237,7 @@ def test_a_stack_of_optical_densities_is_not_divided_again():
 def test_flipping_the_file_changes_nothing_but_the_direction(folder, result, made, tmp_path):
     turned = make(seed=1, shape=(96, 110), n_energies=40, photons=4000.0, energy_shift=0.15)
     turned.stack = turned.stack.isel(y=slice(None, None, -1))
-    write_run(tmp_path, turned)
+    write_run(tmp_path, turned, segment=MAPS_ONLY)
     batch.run(load_run(tmp_path / "run.yaml"), tmp_path / "out")
     tree = read_result(tmp_path / "out/result.h5")
     first, second = (t["/entry/maps"]["thickness"].values for t in (result, tree))
@@ -311,7 +316,7 @@ def test_shifts_from_a_file_replace_registration(folder, result, tmp_path, capsy
     run = load_run(
         folder / "run.yaml",
         shifts={"file": str(tmp_path / "shifts.csv"), "corrections": {energy: [100.0, 0.0]}},
-        segment={"enabled": False},
+        segment=MAPS_ONLY,
     )
     tree = read_result(batch.run(run, tmp_path / "out"))
     moved = tree["/entry/shifts"]["shift_y"].values - shifts["shift_y"].values
@@ -342,7 +347,7 @@ def test_mask_and_reference_guide_the_registration(folder, made, tmp_path):
         "mask": str(tmp_path / "mask.npy"),
         "reference": str(tmp_path / "still" / "scan.hdf5"),
     }
-    run = load_run(folder / "run.yaml", shifts=known, segment={"enabled": False})
+    run = load_run(folder / "run.yaml", shifts=known, segment=MAPS_ONLY)
     shifts = read_result(batch.run(run, tmp_path / "out"))["/entry/shifts"]
     found = np.stack([shifts.shift_y.values, shifts.shift_x.values], axis=1) / 10.0
     error = found - made.shifts_px
@@ -428,7 +433,7 @@ def test_what_was_left_out_is_counted_in_the_result(made, tmp_path):
     hurt.stack.values[12, 40, 50] = 1e6  # cosmic ray
     hurt.stack.values[20, :60] *= 1.04  # top-up
     write_run(tmp_path, hurt)
-    run = load_run(tmp_path / "run.yaml", segment={"enabled": False})
+    run = load_run(tmp_path / "run.yaml", segment=MAPS_ONLY)
     tree = read_result(batch.run(run, tmp_path / "out"))
     found = tree["/entry/spectra"]
     assert list(np.flatnonzero(found["lost_samples"].values)) == [5]
