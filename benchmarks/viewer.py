@@ -124,7 +124,7 @@ def spent(function: Callable[..., object], *args: object) -> float:
 
 def method_rows(folder: Path, last: str) -> list[Row]:
     """The method step by step, and what the user does meanwhile."""
-    from spectromap.plugin._dock import Dock
+    from spectromap.plugin.dock._dock import Dock
 
     description = write_scan(folder, 60, 1024)
     dog, rng = Watchdog(), np.random.default_rng(0)
@@ -184,7 +184,7 @@ def step_rows(dock: Any, dog: Watchdog, step: str) -> list[Row]:
 
 def cursor_rows(dock: Any, dog: Watchdog, rng: np.random.Generator, step: str) -> list[Row]:
     """The spectrum under the cursor, from the move of the mouse until it is drawn."""
-    from spectromap.plugin._spectra import SpectrumPanel
+    from spectromap.plugin.panels._spectra import SpectrumPanel
 
     panel = dock.window().findChild(SpectrumPanel)
     viewer, stack = dock.session.viewer, dock.session.stack

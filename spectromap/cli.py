@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--dpi", type=int, default=300)
 
     view = commands.add_parser("view", parents=[shared], help="stacks and results in napari")
-    view.add_argument("files", nargs="+", metavar="RESULT|FILE", help="results, stacks, globs, run descriptions")
+    view.add_argument(
+        "files", nargs="+", metavar="RESULT|FILE", help="results, stacks, run descriptions"
+    )
     return parser
 
 

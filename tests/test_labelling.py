@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spectromap.plugin import _labelling as labelling
+from spectromap.plugin.panels import _labelling as labelling
 from spectromap.schema import InputError
 
 SHAPE = (40, 60)

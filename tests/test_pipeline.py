@@ -26,7 +26,6 @@ from spectromap.config import load_run
 from spectromap.io.results import read_result
 from spectromap.schema import FLAGS, RESULT_GROUPS, FileError, InputError
 
-
 #: For runs of which nothing later is looked at.
 MAPS_ONLY = {"enabled": False}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import threading
 import io
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec

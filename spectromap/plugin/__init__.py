@@ -40,8 +40,8 @@ def view(paths: PathLike | Sequence[PathLike]) -> None:
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     napari = _napari()
     from spectromap.plugin._companion import show
-    from spectromap.plugin._dock import Dock
     from spectromap.plugin._session import DESCRIPTIONS
+    from spectromap.plugin.dock._dock import Dock
     from spectromap.plugin.reader import is_result, read_layers
 
     described = [path for path in named if Path(path).suffix.lower() in DESCRIPTIONS]

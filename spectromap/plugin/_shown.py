@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QTimer
 
 from spectromap.align import apply_shifts
+from spectromap.plugin._alive import is_alive
 from spectromap.plugin._companion import prepared
 from spectromap.plugin._frames import KEPT_BYTES
 from spectromap.plugin._layers import (
@@ -159,7 +159,7 @@ class Shown(QObject):
         source = self._source
 
         def put(made: Any) -> None:
-            if not _alive(self) or source != self._source or self.session.viewer is None:
+            if not is_alive(self) or source != self._source or self.session.viewer is None:
                 return
             if step == "models":
                 self._put_table(made)
@@ -281,7 +281,7 @@ class Shown(QObject):
 
     def _wait_for_rest(self, event: Any = None) -> None:
         """Begin to wait for the camera to rest."""
-        if _alive(self) and self._preview_wanted:
+        if is_alive(self) and self._preview_wanted:
             self._rest.start()
 
     def _compute_preview(self) -> None:
@@ -302,7 +302,7 @@ class Shown(QObject):
 
     def _put_preview(self, made: Pictures) -> None:
         """Show the preview, unless it is too late for it."""
-        if _alive(self) and self._preview_due() and "preview" in made:
+        if is_alive(self) and self._preview_due() and "preview" in made:
             viewer = self.session.viewer
             _update(viewer, layer_of(viewer, "preview"), "preview", made["preview"])
 
@@ -329,13 +329,8 @@ class Shown(QObject):
 
     def _notice_removal(self, event: Any) -> None:
         """Leave the preview away if the user deletes it, until the energy is calibrated again."""
-        if _alive(self) and event.value.metadata.get(ROLE) == "preview":
+        if is_alive(self) and event.value.metadata.get(ROLE) == "preview":
             self._preview_dismissed = True
-
-
-def _alive(thing: Any) -> bool:
-    """Whether Qt still has an object of which Python may have more than its shell."""
-    return bool(isalive(thing))  # type: ignore[no-untyped-call]
 
 
 def _complainer(session: Any) -> Callable[[str], None]:
@@ -344,7 +339,7 @@ def _complainer(session: Any) -> Callable[[str], None]:
 
     def complain(message: str) -> None:
         told = itself()
-        if told is not None and _alive(told):
+        if told is not None and is_alive(told):
             told.told.emit("error", message)
 
     return complain

@@ -25,7 +25,7 @@ class Bench:
     """A dock in a window, and hands."""
 
     def __init__(self, window):
-        from spectromap.plugin._dock import Dock
+        from spectromap.plugin.dock._dock import Dock
 
         self.window, self.viewer = window, window.viewer
         self.dock = Dock(self.viewer)
@@ -449,7 +449,7 @@ def test_work_can_be_cancelled_and_done_again(opened):
 
 @pytest.mark.parametrize("closed", ["viewer", "dock"])
 def test_what_is_closed_during_work_ends_it(bench, folder, closed):
-    from spectromap.plugin._pictures import is_alive
+    from spectromap.plugin.dock._pictures import is_alive
 
     session, dock, panels = bench.session, bench.dock, bench.dock.panels
     dock.head.open([str(folder / "run.yaml")])

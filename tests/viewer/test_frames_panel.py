@@ -55,9 +55,9 @@ class Bench:
     """A window with a session and its panel for frames."""
 
     def __init__(self, window, run):
-        from spectromap.plugin._frames_panel import FramesPanel
         from spectromap.plugin._session import Session
         from spectromap.plugin._shown import Shown
+        from spectromap.plugin.panels._frames_panel import FramesPanel
 
         self.viewer = window.viewer
         self.session = Session(self.viewer, self.viewer.window._qt_window)
@@ -344,7 +344,7 @@ def test_a_click_in_the_plot_moves_the_slider(bench):
 
 def test_a_frame_larger_than_the_screen_is_seen_in_part():
     """What is compared of a large frame lies where the same part of the whole one does."""
-    from spectromap.plugin._comparison import Box, seen
+    from spectromap.plugin.panels._comparison import Box, seen
 
     frames = np.random.default_rng(0).random((1, 200, 240)).astype(np.float32)
     whole = seen(frames, 0, (3.4, -2.7), Box((0, 0), (200, 240), 1))

@@ -12,10 +12,10 @@ from napari_window import opened_window, settle
 
 from spectromap.io import results
 from spectromap.io.masks import read_labels
-from spectromap.plugin._particle_table import ParticleTable, particle_columns
-from spectromap.plugin._particles import DRAWING, RING_ROLE, ParticlePanel
 from spectromap.plugin._session import Session
 from spectromap.plugin._shown import Shown, layer_of
+from spectromap.plugin.panels._particle_table import ParticleTable, particle_columns
+from spectromap.plugin.panels._particles import DRAWING, RING_ROLE, ParticlePanel
 from spectromap.plugin.samples import lmr_field_description
 from spectromap.profiles import radial_profiles
 

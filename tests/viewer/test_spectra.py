@@ -60,7 +60,7 @@ class Bench:
 
         from spectromap.plugin._session import Session
         from spectromap.plugin._shown import Shown
-        from spectromap.plugin._spectra import SpectrumPanel
+        from spectromap.plugin.panels._spectra import SpectrumPanel
 
         self.window, self.viewer = window, window.viewer
         self.session = Session(window.viewer)
@@ -175,7 +175,7 @@ def image():
 def test_shapes_cover_the_pixels_whose_centres_lie_in_them(napari_with_plugin, image):
     from napari.layers import Shapes
 
-    from spectromap.plugin._regions import shapes_mask
+    from spectromap.plugin.panels._regions import shapes_mask
 
     y, x = np.meshgrid(image.y, image.x, indexing="ij")
     turned = np.deg2rad(25)
@@ -207,7 +207,7 @@ def test_shapes_cover_the_pixels_whose_centres_lie_in_them(napari_with_plugin, i
 
 
 def test_neighbours_share_no_pixel_and_leave_none_out():
-    from spectromap.plugin._regions import polygon_mask
+    from spectromap.plugin.panels._regions import polygon_mask
 
     generator = np.random.default_rng(1)
     centre, angles = np.array([10.0, 12.0]), np.linspace(0, 2 * np.pi, 9, endpoint=False)
@@ -224,7 +224,7 @@ def test_neighbours_share_no_pixel_and_leave_none_out():
 def test_labels_on_another_grid(napari_with_plugin, image):
     from napari.layers import Labels
 
-    from spectromap.plugin._regions import label_mask
+    from spectromap.plugin.panels._regions import label_mask
 
     fine = np.zeros((2, 300, 400), dtype=int)
     fine[1, 50:150, 60:200] = 3  # 1.5 nm pixels from (90, -60) on
@@ -361,7 +361,7 @@ def click_in(plot, column):
 
 
 def test_an_ellipse_is_a_mask_as_i0_and_its_box_is_a_reference(bench, field):
-    from spectromap.plugin._regions import shapes_mask
+    from spectromap.plugin.panels._regions import shapes_mask
 
     layer = bench.rectangle(100, 120, 85, 99, kind="ellipse")
     bench.click("i0")

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from qtpy.compat import isalive
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
@@ -38,12 +37,13 @@ from qtpy.QtWidgets import (
 )
 
 from spectromap.figures import component_label
+from spectromap.plugin._alive import is_alive
 from spectromap.plugin._companion import FROM_END
-from spectromap.plugin._curves import Counts, Curves, Row, Spectrum, write_spectra
 from spectromap.plugin._frames import kept_frames
 from spectromap.plugin._layers import Content, content_of
-from spectromap.plugin._regions import box_of, emitters, is_box, label_mask, pixels, selected
 from spectromap.plugin._shown import ROLE, layer_of
+from spectromap.plugin.panels._curves import Counts, Curves, Row, Spectrum, write_spectra
+from spectromap.plugin.panels._regions import box_of, emitters, is_box, label_mask, pixels, selected
 from spectromap.schema import LOG, SpectromapError
 
 __all__ = ["SpectrumPanel"]
@@ -103,17 +103,12 @@ def _unheard() -> Iterator[None]:
         LOG.removeFilter(others)
 
 
-def _alive(widget: QWidget) -> bool:
-    """Whether Qt has not deleted what Python still holds."""
-    return bool(isalive(widget))  # type: ignore[no-untyped-call]
-
-
 def _while_alive(method: Callable[..., None]) -> Callable[..., None]:
     """A method that others call, and that does nothing once its widget is gone."""
 
     @functools.wraps(method)
     def guarded(self: Any, *args: Any) -> None:
-        if _alive(self):
+        if is_alive(self):
             method(self, *args)
 
     return guarded
@@ -490,7 +485,7 @@ class SpectrumPanel(QWidget):
 
         def done(answer: Any) -> None:
             panel, asked = itself(), whose()
-            if panel is None or asked is None or not _alive(panel):
+            if panel is None or asked is None or not is_alive(panel):
                 return
             if generation == panel._generation:
                 panel._answered(asked, answer)
@@ -791,5 +786,5 @@ def _call(method: weakref.WeakMethod[Any], *_: Any) -> None:
 def _tell(panel: weakref.ref[SpectrumPanel], message: str) -> None:
     """Say what is wrong with a file."""
     found = panel()
-    if found is not None and _alive(found):
+    if found is not None and is_alive(found):
         found.session.told.emit("error", message)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import Qt, Signal  # type: ignore[attr-defined]
 
 from spectromap.align import frame_number
-from spectromap.plugin._plots import Plot
+from spectromap.plugin.panels._plots import Plot
 from spectromap.schema import InputError
 
 __all__ = ["DIGITS", "Corrections", "ShiftPlot", "Table", "frame_at", "read_table"]

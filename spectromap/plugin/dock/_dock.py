@@ -32,7 +32,11 @@ from qtpy.QtWidgets import (
 )
 
 from spectromap.batch import draw_figures
-from spectromap.plugin._forms import (
+from spectromap.plugin._alive import is_alive, while_alive
+from spectromap.plugin._layers import content_of
+from spectromap.plugin._session import Session
+from spectromap.plugin._shown import Shown
+from spectromap.plugin.dock._forms import (
     MATTERS,
     WRONG,
     Fold,
@@ -42,13 +46,10 @@ from spectromap.plugin._forms import (
     ask_files,
     entries_of,
 )
-from spectromap.plugin._frames_panel import FramesPanel
-from spectromap.plugin._layers import content_of
-from spectromap.plugin._particles import ParticlePanel
-from spectromap.plugin._pictures import Picture, is_alive, while_alive
-from spectromap.plugin._session import Session
-from spectromap.plugin._shown import Shown
-from spectromap.plugin._spectra import SpectrumPanel
+from spectromap.plugin.dock._pictures import Picture
+from spectromap.plugin.panels._frames_panel import FramesPanel
+from spectromap.plugin.panels._particles import ParticlePanel
+from spectromap.plugin.panels._spectra import SpectrumPanel
 from spectromap.plugin.state import STEPS, Status, Step
 from spectromap.schema import pixel_size
 

@@ -27,12 +27,13 @@ from threadpoolctl import threadpool_limits
 
 from spectromap.figures import particle_fits
 from spectromap.figures._canvas import save_figure
-from spectromap.plugin import _labelling
-from spectromap.plugin._particle_editor import Editor, alive
-from spectromap.plugin._particle_plots import NOTHING, Cloud, FitPlot, Known
-from spectromap.plugin._particle_table import ParticleTable, particle_columns
-from spectromap.plugin._regions import pixels, shapes_mask
+from spectromap.plugin._alive import is_alive
 from spectromap.plugin._shown import ROLE, layer_of, visible_box
+from spectromap.plugin.panels import _labelling
+from spectromap.plugin.panels._particle_editor import Editor
+from spectromap.plugin.panels._particle_plots import NOTHING, Cloud, FitPlot, Known
+from spectromap.plugin.panels._particle_table import ParticleTable, particle_columns
+from spectromap.plugin.panels._regions import pixels, shapes_mask
 from spectromap.profiles import radial_profiles
 from spectromap.schema import InputError, SpectromapError, pixel_size
 from spectromap.segment._grid import Labels
@@ -179,7 +180,7 @@ class ParticlePanel(QWidget):
 
     def _on_layers(self, event: Any = None) -> None:
         """A layer has come or gone; it may be that of the particles or the one to draw in."""
-        if not alive(self):
+        if not is_alive(self):
             return
         viewer = self._session.viewer
         layer = layer_of(viewer, "particles")
@@ -191,7 +192,7 @@ class ParticlePanel(QWidget):
 
     def _on_label(self, event: Any) -> None:
         """A label was chosen with napari's own tools."""
-        if alive(self) and event.source.selected_label in self._known.table["particle"]:
+        if is_alive(self) and event.source.selected_label in self._known.table["particle"]:
             self._pick(int(event.source.selected_label))
 
     def clicked(self, position: Any) -> None:
@@ -295,7 +296,7 @@ class ParticlePanel(QWidget):
 
     def _put_profiles(self, profiles: xr.Dataset) -> None:
         """Profiles are there, unless the models came first."""
-        if alive(self) and not self._session.holds("models"):
+        if is_alive(self) and not self._session.holds("models"):
             self._profiles = profiles
             self._refresh()
 
@@ -467,11 +468,11 @@ class ParticlePanel(QWidget):
 
     def _on_drawing(self, event: Any) -> None:
         """Something is being drawn; it is taken once napari is done with it."""
-        if alive(self) and str(getattr(event, "action", "")) == "added":
+        if is_alive(self) and str(getattr(event, "action", "")) == "added":
             QTimer.singleShot(0, self._take_drawing)
 
     def _take_drawing(self) -> None:
-        viewer = self._session.viewer if alive(self) else None
+        viewer = self._session.viewer if is_alive(self) else None
         layer = layer_of(viewer, DRAWING)
         if layer is None or not len(layer.data) or not self._wanted:
             return
@@ -583,7 +584,7 @@ def _clicks(panel: weakref.ref[ParticlePanel]) -> Callable[[Any, Any], Iterator[
             yield
         found = panel()
         still = np.hypot(*(np.array(event.pos) - start)) <= CLICK_PX
-        if found is not None and alive(found) and still and event.button == 1:
+        if found is not None and is_alive(found) and still and event.button == 1:
             found.clicked(event.position)
 
     return clicked

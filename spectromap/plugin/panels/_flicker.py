@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal  # type: ignore[attr-defined]
 from qtpy.QtWidgets import QComboBox, QLabel, QSpinBox, QWidget
 
-from spectromap.plugin._comparison import (
+from spectromap.plugin._alive import while_alive
+from spectromap.plugin._layers import placement
+from spectromap.plugin._session import Session
+from spectromap.plugin._shown import ROLE, layer_of, visible_box
+from spectromap.plugin.panels._comparison import (
     ALTERNATE,
     DIFFERENCE,
     OVERLAY,
@@ -20,12 +24,8 @@ from spectromap.plugin._comparison import (
     Wanted,
     pictures,
 )
-from spectromap.plugin._controls import button, column
-from spectromap.plugin._layers import placement
-from spectromap.plugin._pictures import while_alive
-from spectromap.plugin._session import Session
-from spectromap.plugin._shift_plot import Table
-from spectromap.plugin._shown import ROLE, layer_of, visible_box
+from spectromap.plugin.panels._controls import button, column
+from spectromap.plugin.panels._shift_plot import Table
 
 __all__ = ["ARROWS", "Compare", "Flicker"]
 

@@ -14,12 +14,12 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QWidget
 
 from spectromap.io.masks import read_mask
 from spectromap.pipeline import in_stack_order
-from spectromap.plugin._controls import button, column
 from spectromap.plugin._layers import placement
-from spectromap.plugin._regions import selected
 from spectromap.plugin._session import Session
-from spectromap.plugin._shift_plot import DIGITS, Table, frame_at
 from spectromap.plugin._shown import ROLE, layer_of
+from spectromap.plugin.panels._controls import button, column
+from spectromap.plugin.panels._regions import selected
+from spectromap.plugin.panels._shift_plot import DIGITS, Table, frame_at
 from spectromap.schema import InputError, SpectromapError
 
 __all__ = ["LeftOut", "described", "left_out_energies"]

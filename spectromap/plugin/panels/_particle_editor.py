@@ -8,24 +8,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qtpy.compat import isalive
 from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
 from spectromap.io.masks import read_labels
-from spectromap.plugin import _labelling
+from spectromap.plugin._alive import is_alive
+from spectromap.plugin.panels import _labelling
 from spectromap.schema import InputError
 from spectromap.segment._grid import Labels
 
-__all__ = ["Editor", "alive"]
+__all__ = ["Editor", "is_alive"]
 
 #: Drawn particles are taken over so long after the last stroke.
 REST_MS = 500
-
-
-def alive(thing: Any) -> bool:
-    """Whether Qt has not deleted an object yet; napari may call those that it has."""
-    return bool(isalive(thing))  # type: ignore[no-untyped-call]
 
 
 class Editor(QObject):
@@ -84,7 +79,7 @@ class Editor(QObject):
     def _drawn(self, event: Any = None) -> None:
         """Somebody has drawn, or put other labels into the layer."""
         layer = self._layer()
-        if not alive(self) or layer is None:
+        if not is_alive(self) or layer is None:
             return
         if layer.data is self._array:
             self._rest.start()
@@ -157,7 +152,7 @@ class Editor(QObject):
         """What puts labels of a file into the layer, if they are still wanted."""
 
         def put(labels: Labels) -> None:
-            layer = self._layer() if alive(self) else None
+            layer = self._layer() if is_alive(self) else None
             if layer is None or self._paths["labels"] != path or labels.shape != layer.data.shape:
                 return
             layer.data = labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QSize, Qt, Signal  # type: ignore[attr-defined]
 from qtpy.QtGui import QColor, QImage, QPalette, QPixmap
 from qtpy.QtWidgets import QGraphicsOpacityEffect, QLabel, QSizePolicy, QVBoxLayout, QWidget
@@ -25,14 +23,15 @@ from spectromap.figures._canvas import (
     texts_of,
 )
 from spectromap.figures.maps import draw_outlines, length_scale, limits_of
-from spectromap.plugin._plots import LIGHT_PAPER, ON_DARK, ON_LIGHT
+from spectromap.plugin._alive import is_alive, while_alive
+from spectromap.plugin.panels._plots import LIGHT_PAPER, ON_DARK, ON_LIGHT
 from spectromap.schema import PLACES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Look", "Picture", "draw_step", "while_alive"]
+__all__ = ["Look", "Picture", "draw_step"]
 
 Groups = Mapping[str, xr.Dataset]
 Pixels = NDArray[np.uint8]
@@ -419,33 +418,6 @@ def _ends(centres: NDArray[Any]) -> tuple[float, float]:
 
 
 # --- where they are shown ----------------------------------------------------------------------
-
-
-def is_alive(widget: QWidget) -> bool:
-    """Whether Qt has not deleted a widget yet."""
-    return bool(isalive(widget))  # type: ignore[no-untyped-call]
-
-
-def while_alive(method: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A method of a widget that is called only while the widget is there, and keeps it not.
-
-    Parameters
-    ----------
-    method : callable
-        Bound to the widget.
-
-    Returns
-    -------
-    callable
-    """
-    found = weakref.WeakMethod(method)
-
-    def call(value: Any) -> None:
-        bound: Any = found()
-        if bound is not None and is_alive(bound.__self__):
-            bound(value)
-
-    return call
 
 
 class Picture(QLabel):

@@ -32,8 +32,8 @@ from spectromap.figures._canvas import (
     texts_of,
 )
 from spectromap.figures.fits import _draw_profile, _draw_residuals, _fits, _profile_limits
-from spectromap.plugin._particle_table import TO, column_title, written
-from spectromap.plugin._plots import ON_LIGHT, Plot
+from spectromap.plugin.panels._particle_table import TO, column_title, written
+from spectromap.plugin.panels._plots import ON_LIGHT, Plot
 
 __all__ = ["NOTHING", "Cloud", "FitPlot", "Known"]
 

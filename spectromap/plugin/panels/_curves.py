@@ -19,7 +19,7 @@ from qtpy.QtCore import Signal  # type: ignore[attr-defined]
 from spectromap.figures import component_label
 from spectromap.io._common import written_whole
 from spectromap.plugin._layers import Content
-from spectromap.plugin._plots import Plot
+from spectromap.plugin.panels._plots import Plot
 from spectromap.schema import FileError
 
 __all__ = ["Counts", "Curves", "Row", "Spectrum", "write_spectra"]

@@ -18,14 +18,14 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from spectromap.plugin._alive import while_alive
 from spectromap.plugin._companion import FROM_END
-from spectromap.plugin._controls import button, column
-from spectromap.plugin._flicker import ARROWS, Compare
 from spectromap.plugin._layers import axis_step
-from spectromap.plugin._left_out import LeftOut, described, left_out_energies
-from spectromap.plugin._pictures import while_alive
 from spectromap.plugin._session import Session
-from spectromap.plugin._shift_plot import (
+from spectromap.plugin.panels._controls import button, column
+from spectromap.plugin.panels._flicker import ARROWS, Compare
+from spectromap.plugin.panels._left_out import LeftOut, described, left_out_energies
+from spectromap.plugin.panels._shift_plot import (
     DIGITS,
     Corrections,
     ShiftPlot,
