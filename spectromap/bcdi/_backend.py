@@ -217,7 +217,9 @@ def project(
     """
     modulus = xp.sqrt(intensity)
     measured = amplitude >= 0
-    ratio = xp.where(measured, amplitude / xp.clip(modulus, TINY, None), xp.ones_like(modulus))
+    ratio = xp.where(
+        measured, amplitude / xp.clip(modulus, float(TINY), None), xp.ones_like(modulus)
+    )
     difference = xp.where(measured, modulus - amplitude, xp.zeros_like(modulus))
     other[...] = field * (factors[2] + factors[3] * ratio)
     field *= factors[0] + factors[1] * ratio

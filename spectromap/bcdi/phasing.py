@@ -403,7 +403,7 @@ def _region(counts: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float]:
 
 
 def _symmetric(half: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """Whole of an even array from the half that a real transform gives, middle at n // 2."""
+    """Whole of an array from the half that a real transform gives, middle at n // 2."""
     flipped = half[np.ix_(*[-np.arange(n) % n for n in half.shape[:2]])]
     rest = flipped[:, :, 1 : size - half.shape[2] + 1][:, :, ::-1]
     return np.asarray(fft.fftshift(np.concatenate([half, rest], axis=2)))

@@ -37,7 +37,7 @@ DIMS = ("frame", "row", "column")
 #: A start is bad whose last error is above that of the best by more than this share.
 ERROR_TOLERANCE = 0.15
 #: ... or whose object, laid on that of the best, correlates less.
-LEAST_CORRELATION = 0.95
+LEAST_CORRELATION = 0.9
 #: The edge of a crystal is where its amplitude is half that of the interior.
 HALF = 0.5
 #: Transfer function at which the resolution is read.
@@ -389,22 +389,22 @@ def transfer_function(
     frequency : ndarray, shape (shells)
         In 1/voxel, from 0 to 0.5.
     transfer : ndarray, shape (shells)
-        Mean over the measured pixels with photons, 1 near the middle; NaN without such pixels.
+        Sum over the sum of what was measured, over the pixels with a photon or more; NaN without.
     """
     modulus = np.abs(fft.fftn(values))
     amplitude = measurement.amplitude
-    used = amplitude > 0
+    used = amplitude >= 1
     squared = np.zeros((1, 1, 1))
     for axis, size in enumerate(values.shape):
         lag = fft.fftfreq(size) ** 2
         squared = squared + lag.reshape([-1 if a == axis else 1 for a in range(3)])
     shells = min(values.shape) // 2
     place = np.minimum((np.sqrt(squared) * 2 * shells).astype(int), shells)[used]
-    ratio = modulus[used] / amplitude[used]
-    count = np.bincount(place, minlength=shells + 1)[:shells]
-    total = np.bincount(place, weights=ratio, minlength=shells + 1)[:shells]
-    with np.errstate(invalid="ignore"):
-        transfer = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    found, wanted = (
+        np.bincount(place, weights=part[used], minlength=shells + 1)[:shells]
+        for part in (modulus, amplitude)
+    )
+    transfer = np.where(wanted > 0, found / np.where(wanted > 0, wanted, 1.0), np.nan)
     return (np.arange(shells) + 0.5) / (2 * shells), transfer
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
 from spectromap.align import apply_shifts
-from spectromap.plugin._alive import is_alive
-from spectromap.plugin._companion import prepared
+from spectromap.plugin._alive import is_alive, while_alive
+from spectromap.plugin._companion import follow, prepared
 from spectromap.plugin._frames import KEPT_BYTES
 from spectromap.plugin._layers import (
     KEY,
@@ -30,8 +32,9 @@ from spectromap.plugin._layers import (
     stack_layers,
     thickness_layer,
 )
+from spectromap.plugin.reader import FILES
 
-__all__ = ["ROLE", "Shown", "layer_of", "visible_box"]
+__all__ = ["ROLE", "Shown", "layer_of", "source_of", "visible_box"]
 
 #: Where a layer's metadata says what it is for.
 ROLE = "spectromap: role"
@@ -50,6 +53,8 @@ ROLES = {
 #: Values of a layer's own that stay as the user has set them when it is shown anew.
 PLACE = ("scale", "translate")
 STALE = " (stale)"
+#: Where the metadata of the fraction says that its colour bar gave way to that of the preview.
+BAR = "spectromap: bar"
 #: The camera has to rest for so long before the preview is computed.
 REST_MS = 150
 
@@ -121,7 +126,8 @@ class Shown(QObject):
         self._previewed: tuple[Any, ...] = ()
         self._preview_wanted = True
         self._preview_dismissed = False
-        self._queue: deque[tuple[str, str, LayerData | None]] = deque()
+        #: What is done one after the other, in a turn each, and the stack that it is for.
+        self._queue: deque[tuple[str, Callable[[], None]]] = deque()
         self._rest = self._timer(REST_MS, self._compute_preview)
         self._turn = self._timer(0, self._put_next)
         session.found.connect(self._show)
@@ -130,6 +136,7 @@ class Shown(QObject):
         for event in (viewer.scene.camera.events.center, viewer.scene.camera.events.zoom):
             event.connect(self._wait_for_rest)
         viewer.layers.events.removed.connect(self._notice_removal)
+        session.task("warm up", _warm_up, done=while_alive(self._prepare_canvas))
         self._follow()
 
     def _timer(self, milliseconds: int, method: Callable[[], None]) -> QTimer:
@@ -138,6 +145,12 @@ class Shown(QObject):
         timer.setInterval(milliseconds)
         timer.timeout.connect(method)
         return timer
+
+    def _prepare_canvas(self, _: Any) -> None:
+        """Make what the canvas has beside its layers before the first of them comes."""
+        viewer = self.session.viewer
+        if viewer is not None and not viewer.layers:
+            follow(viewer)
 
     # --- what the steps have found -------------------------------------------------------------
 
@@ -165,7 +178,7 @@ class Shown(QObject):
                 self._put_table(made)
                 return
             for role in (role for role, its_step in ROLES.items() if its_step == step):
-                self._queue.append((source, role, made.get(role)))
+                self._queue.append((source, partial(self._put, role, made.get(role))))
             self._turn.start()
 
         return put
@@ -176,24 +189,45 @@ class Shown(QObject):
         return not self._queue
 
     def _put_next(self) -> None:
-        """Add or update one layer, or take away what its step no longer has.
-
-        napari takes a tenth of a second to add a layer, so the window works in between.
-        """
-        source, role, made = self._queue.popleft()
+        """Do one thing that is due; the window works in between."""
+        source, act = self._queue.popleft()
+        if self.session.viewer is not None and source == self._source:
+            act()
         if self._queue:
             self._turn.start()
+
+    def _put(self, role: str, made: LayerData | None) -> None:
+        """Add or update one layer, or take away what its step no longer has."""
         viewer = self.session.viewer
-        if viewer is None or source != self._source:
-            return
         if role == "fraction":
             self._replace_preview(made)
         layer = layer_of(viewer, role)
         if made is not None:
-            _update(viewer, layer, role, made)
+            self._update(layer, role, made)
         elif layer is not None:
             viewer.layers.remove(layer)
         self._mark_stale()
+
+    def _update(self, layer: Any, role: str, made: LayerData) -> None:
+        """Put new values into a layer, or add one where there is none or it cannot take them.
+
+        napari takes a tenth of a second to add a layer and as long to draw it for the first time,
+        so it is added hidden and shown in a turn of its own.
+        """
+        values, options, kind = made
+        if layer is not None and layer.multiscale == options.get("multiscale", False):
+            _renew(layer, made)
+            return
+        viewer, visible = self.session.viewer, options.get("visible", True)
+        with _same_selection(viewer, layer) as replaced:
+            if layer is not None:
+                viewer.layers.remove(layer)
+            metadata = {**options["metadata"], ROLE: role}
+            options = {**options, "metadata": metadata, "visible": False}
+            replaced.append(_insert(viewer, role, (values, options, kind)))
+        if visible:
+            self._queue.appendleft((self._source, partial(_show, *replaced)))
+            self._turn.start()
 
     def _put_table(self, table: Any) -> None:
         """Give the particles the table that has their verdicts."""
@@ -205,8 +239,7 @@ class Shown(QObject):
         """After any change: another stack, stale layers, a preview that is due."""
         if self.session.viewer is None:
             return
-        stack = self.session.stack
-        source = "" if stack is None else _source(stack)
+        source = source_of(self.session.stack)
         if source != self._source:
             self._source = source
             self._forget_others()
@@ -240,7 +273,9 @@ class Shown(QObject):
                 layer.metadata[ROLE] = "stack"
                 return
         complain = _complainer(self.session)
-        self.session.task("show data", _stack, stack, complain, done=self._putter("data"))
+        named = self.session.state.value("stack")
+        files = [named] if isinstance(named, str) else list(named)
+        self.session.task("show data", _stack, stack, files, complain, done=self._putter("data"))
 
     def _mark_stale(self) -> None:
         """Say in the names of layers which of them an older description has made."""
@@ -265,7 +300,7 @@ class Shown(QObject):
         on : bool
             It is on to begin with, and shows once the energy is calibrated.
         """
-        self._preview_wanted = on
+        self._preview_wanted, self._preview_dismissed = on, False
         if on:
             self._wait_for_rest()
         else:
@@ -304,7 +339,20 @@ class Shown(QObject):
         """Show the preview, unless it is too late for it."""
         if is_alive(self) and self._preview_due() and "preview" in made:
             viewer = self.session.viewer
-            _update(viewer, layer_of(viewer, "preview"), "preview", made["preview"])
+            self._update(layer_of(viewer, "preview"), "preview", made["preview"])
+            self._choose_bar()
+
+    def _choose_bar(self) -> None:
+        """Show one bar of the fraction: that of the preview, or of the map where there is none."""
+        fraction = layer_of(self.session.viewer, "fraction")
+        previewed = layer_of(self.session.viewer, "preview") is not None
+        if fraction is None:
+            return
+        if previewed and fraction.colorbar.visible:
+            fraction.metadata[BAR] = True
+            fraction.colorbar.visible = False
+        elif not previewed and fraction.metadata.pop(BAR, False):
+            fraction.colorbar.visible = True
 
     def _replace_preview(self, made: LayerData | None) -> None:
         """Make the preview the layer of the fraction, which is quicker than a new one."""
@@ -331,6 +379,7 @@ class Shown(QObject):
         """Leave the preview away if the user deletes it, until the energy is calibrated again."""
         if is_alive(self) and event.value.metadata.get(ROLE) == "preview":
             self._preview_dismissed = True
+            self._choose_bar()
 
 
 def _complainer(session: Any) -> Callable[[str], None]:
@@ -345,9 +394,19 @@ def _complainer(session: Any) -> Callable[[str], None]:
     return complain
 
 
-def _source(stack: xr.DataArray) -> str:
-    """The file that a stack comes from."""
-    return str(stack.attrs.get("source_file", ""))
+def source_of(stack: xr.DataArray | None) -> str:
+    """The file that a stack comes from; nothing without a stack.
+
+    Parameters
+    ----------
+    stack : DataArray or None
+        As `spectromap.open_stack` returns it.
+
+    Returns
+    -------
+    str
+    """
+    return "" if stack is None else str(stack.attrs.get("source_file", ""))
 
 
 def _same(one: str, other: str) -> bool:
@@ -360,28 +419,49 @@ def _same(one: str, other: str) -> bool:
         return os.path.abspath(one) == os.path.abspath(other)
 
 
-def _update(viewer: Any, layer: Any, role: str, made: LayerData) -> None:
-    """Put new values into a layer, or add one where there is none or it cannot take them."""
+def _renew(layer: Any, made: LayerData) -> None:
+    """Put new values into a layer."""
+    values, options, kind = made
+    layer.data = values
+    for name in PLACE:
+        if tuple(getattr(layer, name)) != options[name]:
+            setattr(layer, name, options[name])
+    layer.metadata[KEY] = options["metadata"][KEY]
+    if kind == "labels":
+        layer.features = options.get("features")
+
+
+def _insert(viewer: Any, role: str, made: LayerData) -> Any:
+    """Add a layer where it belongs."""
     from napari.layers import Layer
 
-    values, options, kind = made
-    if layer is not None and layer.multiscale == options.get("multiscale", False):
-        layer.data = values
-        for name in PLACE:
-            if tuple(getattr(layer, name)) != options[name]:
-                setattr(layer, name, options[name])
-        layer.metadata[KEY] = options["metadata"][KEY]
-        if kind == "labels":
-            layer.features = options.get("features")
+    (ready,) = prepared(viewer, [made])
+    layer = Layer.create(*ready)
+    viewer.layers.insert(_place(viewer, role), layer)
+    return layer
+
+
+def _show(layer: Any) -> None:
+    """Make a layer visible."""
+    layer.visible = True
+
+
+@contextmanager
+def _same_selection(viewer: Any, leaving: Any) -> Iterator[list[Any]]:
+    """Leave selected what was: whoever paints or measures keeps the tool in hand.
+
+    A layer that leaves hands its place to the one that takes it, which is put into the list.
+    """
+    selection, added = viewer.layers.selection, list[Any]()
+    before, active = set(selection), selection.active
+    yield added
+    if not before:
         return
-    if layer is not None:
-        viewer.layers.remove(layer)
-    ((values, options, kind),) = prepared(viewer, [made])
-    options = {**options, "metadata": {**options["metadata"], ROLE: role}}
-    active = viewer.layers.selection.active
-    viewer.layers.insert(_place(viewer, role), Layer.create(values, options, kind))
-    if active is not None:  # whoever paints or measures meanwhile keeps the tool in hand
-        viewer.layers.selection.active = active
+    stay = {added[0] if one is leaving else one for one in before}
+    if set(selection) != stay:
+        selection.clear()
+        selection.update(stay)
+    selection.active = added[0] if active is leaving and active is not None else active
 
 
 def _place(viewer: Any, role: str) -> int:
@@ -391,14 +471,27 @@ def _place(viewer: Any, role: str) -> int:
     return found[-1] + 1 if found else 0
 
 
+def _warm_up() -> None:
+    """Load and compile what napari needs for its first scale bar and its first labels.
+
+    That takes half a second, which would be lost while the first of them is added.
+    """
+    import pint
+    from napari.layers import Labels
+
+    pint.Quantity("1 pixel")
+    Labels(np.zeros((2, 2), dtype=np.int32))
+
+
 # --- the pictures of each step, made away from the window --------------------------------------
 
 
-def _stack(stack: xr.DataArray, complain: Callable[[str], None]) -> Pictures:
+def _stack(stack: xr.DataArray, files: Sequence[str], complain: Callable[[str], None]) -> Pictures:
     """The stack; of a complex one amplitude and phase."""
-    return dict(
-        zip(("stack", "phase"), reversed(stack_layers(stack, complain=complain)), strict=False)
-    )
+    layers = stack_layers(stack, complain=complain)
+    for _, options, _ in layers:
+        options["metadata"][FILES] = files
+    return dict(zip(("stack", "phase"), reversed(layers), strict=False))
 
 
 def _mean(stack: xr.DataArray, shifts: xr.Dataset | None) -> Pictures:
@@ -435,7 +528,7 @@ def _composition(stack: xr.DataArray, maps: xr.Dataset | None) -> Pictures:
     made: Pictures = {}
     if maps is None:
         return made
-    source = _source(stack)
+    source = source_of(stack)
     below = next((name for name in ("thickness", "mean_od") if name in maps), None)
     if below is not None:
         made["thickness"] = thickness_layer(Content(maps[below], source, "maps", below))
@@ -459,7 +552,7 @@ def _particles(
         if maps is None or name not in maps:
             continue
         # Users paint in the layer; what was found is not theirs to change.
-        content = Content(maps[name].copy(deep=True), _source(stack), "maps", name)
+        content = Content(maps[name].copy(deep=True), source_of(stack), "maps", name)
         options: dict[str, Any] = {"visible": role == "particles"}
         if role == "particles":
             options["features"] = particle_table(particles, models)
@@ -473,7 +566,7 @@ def _preview(analysis: Any, stack: xr.DataArray, rows: slice, columns: slice) ->
     name = f"{fraction}_fraction"
     if name not in maps or min(maps[name].shape) < 2:
         return {}
-    content = Content(maps[name], _source(stack), "maps", name)
+    content = Content(maps[name], source_of(stack), "maps", name)
     values, options, kind = fraction_layer(content, maps, fraction)
     if not np.isfinite(values).any():
         return {}
@@ -486,7 +579,7 @@ def _content(
     """An image on the pixels of a stack."""
     coords = {axis: stack[axis] for axis in ("y", "x")}
     array = xr.DataArray(values, coords=coords, dims=("y", "x"), attrs={"units": units})
-    return Content(array, _source(stack), group, name)
+    return Content(array, source_of(stack), group, name)
 
 
 #: What makes the pictures of a step; the models only have a table.

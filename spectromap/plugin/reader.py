@@ -18,7 +18,10 @@ from spectromap.plugin._frames import InFile
 from spectromap.plugin._layers import LayerData, result_layers, stack_layers
 from spectromap.schema import LOG, FileError, SpectromapError
 
-__all__ = ["ENDINGS", "get_reader", "read_layers"]
+__all__ = ["ENDINGS", "FILES", "get_reader", "read_layers"]
+
+#: Where the metadata of a layer names all the files that its stack is from.
+FILES = "spectromap: files"
 
 PathLike = str | os.PathLike[str]
 
@@ -132,7 +135,10 @@ def read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
         if not layers:
             raise FileError("the result holds no maps", where=single)
         return layers
-    return stack_layers(open_stack(path), complain=_complain)
+    layers = stack_layers(open_stack(path), complain=_complain)
+    for _, options, _ in layers:
+        options["metadata"][FILES] = [str(one) for one in _listed(path)]
+    return layers
 
 
 def open_result(path: Path) -> xr.DataTree:

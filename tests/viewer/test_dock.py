@@ -2,136 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from make_runs import FORMULA, description, write_run
+from dock_bench import RUN_STEPS, Bench
+from make_runs import FORMULA, description, write_nxstxm, write_run
+from make_stacks import make
 from napari_window import opened_window, settle
 
 from spectromap import config, open_stack
-from spectromap.io.results import read_result
-from spectromap.plugin.state import STEPS, Status, step_of
+from spectromap.plugin._shown import layer_of
+from spectromap.plugin.state import Status, step_of
 
 pytestmark = pytest.mark.viewer
-
-RUN_STEPS = [step.name for step in STEPS if step.name != "save"]
-LONGEST_S = 120
-
-
-class Bench:
-    """A dock in a window, and hands."""
-
-    def __init__(self, window):
-        from spectromap.plugin.dock._dock import Dock
-
-        self.window, self.viewer = window, window.viewer
-        self.dock = Dock(self.viewer)
-        self.viewer.window.add_dock_widget(self.dock, name="spectromap", area="right")
-        self.session, self.state = self.dock.session, self.dock.session.state
-        self.told = []
-        self.session.told.connect(lambda level, text: self.told.append((level, text)))
-        settle()
-
-    def wait(self, true, longest=LONGEST_S):
-        """Let the window live until something is true."""
-        from qtpy.QtWidgets import QApplication
-
-        end = time.monotonic() + longest
-        while not true():
-            assert time.monotonic() < end, f"waited {longest} s; told: {self.told}"
-            QApplication.processEvents()
-            time.sleep(0.005)
-        settle()
-
-    def section(self, name):
-        section = self.dock.sections[name]
-        section.open()
-        return section
-
-    def click(self, button):
-        from qtpy.QtCore import Qt
-        from qtpy.QtTest import QTest
-
-        assert button.isEnabled()
-        QTest.mouseClick(button, Qt.MouseButton.LeftButton)
-        settle()
-
-    def type(self, widget, text):
-        """Put a text in place of what a widget shows, by the keyboard."""
-        from qtpy.QtCore import Qt
-        from qtpy.QtTest import QTest
-        from qtpy.QtWidgets import QComboBox
-
-        widget.setFocus()
-        if not isinstance(widget, QComboBox):
-            QTest.keyClick(widget, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
-        QTest.keyClicks(widget, text) if text else QTest.keyClick(widget, Qt.Key.Key_Delete)
-        QTest.keyClick(widget, Qt.Key.Key_Return)
-        settle()
-
-    def editor(self, step, *path):
-        """The editor of an option, unfolded so that it can be reached."""
-        section = self.section(step)
-        editor = section.form.editors[path]
-        if not editor.isVisible():
-            section.form.more.open()
-        return editor
-
-    def put(self, step, *path, text):
-        self.type(self.editor(step, *path).field, text)
-
-    def answer(self, *paths):
-        """Put file names into the dialog that has just opened; it closes."""
-        from qtpy.QtCore import Qt
-        from qtpy.QtTest import QTest
-        from qtpy.QtWidgets import QFileDialog, QLineEdit
-
-        (dialog,) = [d for d in self.dock.findChildren(QFileDialog) if d.isVisible()]
-        line = dialog.findChild(QLineEdit, "fileNameEdit")
-        named = [str(path) for path in paths]
-        line.setText(named[0] if len(named) == 1 else " ".join(f'"{name}"' for name in named))
-        QTest.keyClick(line, Qt.Key.Key_Return)
-        settle()
-
-    def type_into_cell(self, row, column, text):
-        from qtpy.QtWidgets import QLineEdit
-
-        table = self.section("energy").references.table
-        table.setCurrentCell(row, column)
-        table.editItem(table.item(row, column))
-        self.type(table.findChild(QLineEdit), text)
-
-    def run(self):
-        self.click(self.dock.head.run_button)
-        self.wait(lambda: not self.session.busy)
-
-    def when(self, step, act):
-        """Do something as soon as a step has begun, and wait until nothing runs any more."""
-        begun = []
-
-        def look(name, text, share):
-            if name == step and not begun:
-                begun.append(name)
-                act()
-
-        self.session.progressed.connect(look)
-        self.click(self.dock.head.run_button)
-        self.wait(lambda: begun)
-
-    def statuses(self):
-        return {name: self.state.status(name) for name in RUN_STEPS}
-
-    def badges(self):
-        return {name: section.badge.text() for name, section in self.dock.sections.items()}
-
-    def shown(self, step):
-        """What the dock says of a step."""
-        section = self.dock.sections[step]
-        labels = (section.problems, section.found)
-        return " ".join(label.text() for label in labels if not label.isHidden())
 
 
 @pytest.fixture(scope="module")
@@ -214,20 +99,30 @@ def test_what_is_typed_and_clicked_is_the_description(done, folder):
 def test_every_step_says_what_it_did_and_shows_it(done, tmp_path):
     assert set(done.statuses().values()) == {Status.DONE}
     assert all("done" in badge and badge.endswith(" s") for badge in done.badges().values())
-    for theme in ("dark", "light"):
+    looks = [("dark", name) for name in RUN_STEPS] + [("light", RUN_STEPS[-1])]
+    for theme, name in looks:
         done.viewer.theme = theme
-        for name in RUN_STEPS:
-            for other, section in done.dock.sections.items():
-                section.open(other == name)
-            section = done.dock.sections[name]
-            settle()
-            assert section.found.text() == section.found.text().strip() != ""
-            assert section.minimumSizeHint().width() <= done.dock.area.viewport().width()
-            if name != "data":
-                look = section.picture.palette().window().color().name()
-                done.wait(lambda s=section, c=look: paper(s.picture) == c, 20)
-            done.dock.area.verticalScrollBar().setValue(10_000)
-            done.window.picture(tmp_path / f"{theme}-{name}.png")
+        for other, section in done.dock.sections.items():
+            section.open(other == name)
+        section = done.dock.sections[name]
+        settle()
+        assert section.found.text() == section.found.text().strip() != ""
+        assert section.minimumSizeHint().width() <= done.dock.area.viewport().width()
+        if name != "data":
+            look = section.picture.palette().window().color().name()
+            done.wait(lambda s=section, c=look: paper(s.picture) == c, 20)
+        done.dock.area.verticalScrollBar().setValue(10_000)
+    done.window.picture(tmp_path / "last.png")
+
+
+def test_the_panels_do_not_make_the_window_wider(done, tmp_path):
+    window, panels = done.dock.window(), done.dock.panels
+    for number in range(panels.count()):
+        panels.setCurrentIndex(number)
+        settle()
+        done.window.picture(tmp_path / f"panel-{number}.png")
+        assert window.width() == 1280
+        assert panels.currentWidget().minimumSizeHint().width() <= panels.currentWidget().width()
 
 
 def paper(picture):
@@ -273,7 +168,7 @@ def numbers(content):
     return config.parse_run(content).model_dump(mode="json")
 
 
-def test_saved_loaded_replayed_and_drawn(done, tmp_path):
+def test_a_description_is_saved_and_loaded(done, tmp_path):
     bench, saving = done, done.dock.saving
     saving.open()
     before = numbers(bench.state.content())
@@ -287,22 +182,45 @@ def test_saved_loaded_replayed_and_drawn(done, tmp_path):
     assert numbers(bench.state.content()) == before
     assert set(bench.statuses().values()) == {Status.DONE}
 
-    out = tmp_path / "out"
-    out.mkdir()
-    bench.click(saving.export_figures)
-    bench.answer(out)
-    bench.wait(lambda: any("Saved" in text for _, text in bench.told[-1:]))
-    assert len(list((out / "figures").rglob("*.pdf"))) >= 5
-    first = read_result(out / "result.h5")
 
-    bench.click(saving.replay_result)
-    bench.answer(out / "result.h5")
-    bench.wait(lambda: not bench.session.busy)
-    assert set(bench.statuses().values()) == {Status.DONE}
-    again = bench.session.tree()
-    for name in ("thickness", "mn3_fraction"):
-        values = first["/entry/maps"][name].values
-        np.testing.assert_array_equal(again["/entry/maps"][name].values, values)
+def test_the_preview_has_the_only_colour_bar_and_leaves_the_tool_in_hand(done):
+    bench, viewer = done, done.viewer
+    stack, fraction = layer_of(viewer, "stack"), layer_of(viewer, "fraction")
+    viewer.layers.selection.active = stack
+    box = bench.dock.preview
+    bench.section("composition")
+    bench.put("composition", "fit", "max_od", text="2.5")
+    bench.wait(lambda: layer_of(viewer, "preview") is not None)
+    assert layer_of(viewer, "preview").colorbar.visible
+    assert not fraction.colorbar.visible
+    assert set(viewer.layers.selection) == {stack}
+    bench.click(box)
+    assert layer_of(viewer, "preview") is None
+    assert fraction.colorbar.visible
+    bench.click(box)
+    bench.wait(lambda: layer_of(viewer, "preview") is not None)
+    bench.click(bench.dock.head.undo_button)
+    bench.wait(lambda: layer_of(viewer, "preview") is None)
+    assert fraction.colorbar.visible
+    assert set(viewer.layers.selection) == {stack}
+
+
+def test_what_was_found_in_another_stack_is_not_shown(done, folder):
+    bench = done
+    other = folder / "other.hdf5"
+    write_nxstxm(other, open_stack(folder / "scan.hdf5"))
+    sections = [bench.section(name) for name in ("i0", "composition")]
+    bench.put("data", "stack", text=str(other))
+    assert all("new" in badge for badge in bench.badges().values())
+    for section in sections:
+        assert section.found.text() == ""
+        assert not section.picture.isVisible()
+        assert section.warnings.isHidden()
+    bench.click(bench.dock.head.undo_button)
+    for section in sections:
+        assert section.found.text() != ""
+        bench.wait(section.picture.isVisible)
+        bench.wait(lambda s=section: not s.picture.pixmap().isNull())
 
 
 def test_editors_follow_and_tell_nothing_themselves(opened, folder):
@@ -424,6 +342,18 @@ def test_what_cannot_be_opened_is_told_and_a_layer_can(bench, folder, tmp_path):
     stack = open_stack(folder / "scan.hdf5")
     assert f"{stack.sizes['energy']} energies" in bench.dock.head.about.text()
     assert "scan.hdf5" in bench.dock.head.file.text()
+
+
+def test_a_layer_of_several_files_is_used_with_all_of_them(bench, tmp_path):
+    whole = make(seed=1, shape=(20, 24), n_energies=6).stack
+    files = [tmp_path / "low.hdf5", tmp_path / "high.hdf5"]
+    for path, part in zip(files, (whole[:3], whole[3:]), strict=True):
+        write_nxstxm(path, part)
+    bench.viewer.open(list(map(str, files)), stack=True, plugin="spectromap")
+    bench.click(bench.dock.head.layer_button)
+    assert bench.state.value("stack") == list(map(str, files))
+    assert "6 energies" in bench.dock.head.about.text()
+    assert bench.told == []
 
 
 def test_work_can_be_cancelled_and_done_again(opened):

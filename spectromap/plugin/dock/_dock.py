@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QSize, Qt, QTimer
 from qtpy.QtGui import QKeySequence, QShortcut  # type: ignore[attr-defined]
 from qtpy.QtWidgets import (
     QApplication,
+    QCheckBox,
     QDockWidget,
     QFrame,
     QMainWindow,
@@ -20,7 +21,7 @@ from qtpy.QtWidgets import (
 from spectromap.plugin._alive import is_alive
 from spectromap.plugin._session import Session
 from spectromap.plugin._shown import Shown
-from spectromap.plugin.dock._entries import LAST, SAVE
+from spectromap.plugin.dock._entries import LAST, SAVE, as_tip
 from spectromap.plugin.dock._head import REDO, UNDO, Head
 from spectromap.plugin.dock._saving import Saving
 from spectromap.plugin.dock._section import Section
@@ -63,6 +64,13 @@ class Dock(QWidget):
         self.sections = {
             step.name: Section(self.session, step, self.run) for step in STEPS if step.name != SAVE
         }
+        self.preview = QCheckBox("Preview")
+        self.preview.setToolTip(
+            as_tip("Show the fraction in the visible part of the picture before it is mapped.")
+        )
+        self.preview.setChecked(True)
+        self.preview.clicked.connect(self.shown.preview)
+        self.sections["composition"].add_control(self.preview)
         self.saving = Saving(self.session, self.head, self.run)
         self._lay_out()
         self._make_panels()
@@ -160,8 +168,7 @@ class Dock(QWidget):
         self.saving.refresh()
 
     def _found(self, step: str) -> None:
-        self.sections[step].show_found()
-        self.sections[step].picture.refresh()
+        self.sections[step].take_found()
 
     def unfold_current(self) -> None:
         """Unfold the first step that is not done, and only that."""

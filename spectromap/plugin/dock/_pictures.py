@@ -453,6 +453,12 @@ class Picture(QLabel):
         """Whether what it shows no longer holds: then it is pale."""
         self._veil.setEnabled(stale)
 
+    def forget(self) -> None:
+        """Nothing was found in what is open now."""
+        self._known = self._outdated = False
+        self.clear()
+        self.setVisible(False)
+
     def refresh(self) -> None:
         """Something was found: draw it, now or when it can be seen."""
         self._known = self._outdated = True
@@ -502,7 +508,7 @@ class Picture(QLabel):
         return {name: found for name in names if (found := self._session.group(name)) is not None}
 
     def _show(self, pixels: Pixels | None) -> None:
-        if pixels is None:
+        if pixels is None or not self._known:
             self.clear()
             return
         self.setPixmap(as_pixmap(pixels, self.devicePixelRatioF()))

@@ -84,11 +84,12 @@ class FitPlot(Plot):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._known, self._label = NOTHING, 0
+        self._known, self._label, self._outdated = NOTHING, 0, False
         self.head = QLabel()
         self.head.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        # A long text is cut, and does not make the window wider.
-        self.head.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        # A long text is broken into lines, and does not make the window wider.
+        self.head.setWordWrap(True)
+        self.head.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         layout = self.layout()
         assert isinstance(layout, QVBoxLayout)
         layout.setSpacing(0)
@@ -105,9 +106,18 @@ class FitPlot(Plot):
     def show_particle(self, known: Known, label: int) -> None:
         """Draw another particle."""
         self._known, self._label = known, label
-        self._draw()
+        self._outdated = True
+        if self.isVisible():
+            self._draw()
+
+    def showEvent(self, event: Any) -> None:
+        """Draw what was not seen before."""
+        super().showEvent(event)
+        if self._outdated:
+            self._draw()
 
     def _draw(self) -> None:
+        self._outdated = False
         self.figure.clear()
         index = self._index()
         self.head.setText("" if index is None else self.title())
@@ -232,7 +242,7 @@ class Cloud(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._known, self._label = NOTHING, 0
+        self._known, self._label, self._outdated = NOTHING, 0, False
         self._wanted: dict[QComboBox, str] = {}
         self._axes: Any = None
         self._ring: Any = None
@@ -278,7 +288,15 @@ class Cloud(QWidget):
         self._offer(self.across, names, "radius")
         self._offer(self.up, names, fraction)
         self._offer(self.colour, [n for n in CLASSES if n in known.table], "verdict")
-        self._draw()
+        self._outdated = True
+        if self.isVisible():
+            self._draw()
+
+    def showEvent(self, event: Any) -> None:
+        """Draw what was not seen before."""
+        super().showEvent(event)
+        if self._outdated:
+            self._draw()
 
     def _offer(self, box: QComboBox, names: Iterable[Any], first: str) -> None:
         """Fill a box; what the user chose in it stays chosen, else it is the first choice."""
@@ -300,10 +318,12 @@ class Cloud(QWidget):
     def choose(self, label: int) -> None:
         """Mark a particle."""
         self._label = label
-        self._mark()
-        self.plot.draw_animated()
+        if not self._outdated:
+            self._mark()
+            self.plot.draw_animated()
 
     def _draw(self, *_: Any) -> None:
+        self._outdated = False
         figure = self.plot.figure
         figure.clear()
         self.plot.animate([])

@@ -282,7 +282,7 @@ class ParticlePanel(QWidget):
         elif step == "particles" and maps is not None and not session.holds("models"):
             self._compute_profiles(maps)
         if step in ("composition", "particles", "models"):
-            self._refresh()
+            self._refresh_soon()
 
     def _compute_profiles(self, maps: xr.Dataset) -> None:
         """Profiles of particles whose models wait to be fitted."""
