@@ -22,7 +22,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make pins" pyproject.toml
 
 .PHONY: help venv demo test lint test-core test-notebooks test-viewer test-wheel test-lowest \
-	acceptance viewer-packages pins clean
+	screenshots acceptance viewer-packages pins clean
 .NOTPARALLEL:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test        lint, types, import directions, all tests, the wheel, lowest versions"
 	@echo "make acceptance  the long figures and the benchmarks; hours"
 	@echo "make venv        only install, into .venv"
+	@echo "make screenshots take the pictures of docs/viewer.md again"
 	@echo "make pins        resolve the pinned versions again (UPGRADE=--upgrade takes newer ones)"
 	@echo "make clean       remove what the other targets made"
 	@echo "Another Python:  make PYTHON=python3.12 test"
@@ -70,6 +71,10 @@ test-viewer: viewer-packages
 	@if $(PROBE) >/dev/null 2>&1; then \
 		set -x; $(SCREEN) .venv/bin/pytest -n 2 --dist loadfile -m viewer; \
 	else echo "Viewer tests skipped: there is no virtual screen (see above)."; fi
+
+# The tour of the viewer tests is also what takes the pictures of the documentation.
+screenshots: viewer-packages
+	SPECTROMAP_SCREENSHOTS=docs/viewer $(SCREEN) .venv/bin/pytest -m viewer tests/viewer/test_tour.py
 
 # The built wheel with its own dependencies and nothing else, in a new environment.
 test-wheel: $(VENV)

@@ -23,6 +23,8 @@ from spectromap.synthetic import (
     simulate_crystal,
 )
 
+pytestmark = pytest.mark.long
+
 SIZE = 48
 SHORT = "30*HIO + 10*ER"
 

@@ -23,6 +23,8 @@ from spectromap.synthetic import (
     simulate_ring,
 )
 
+pytestmark = pytest.mark.long
+
 
 def calibrated(frames, spots, **options):
     a = frames.attrs

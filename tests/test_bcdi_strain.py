@@ -26,6 +26,8 @@ from spectromap.synthetic import (
     simulate_crystal,
 )
 
+pytestmark = pytest.mark.long
+
 DIMS = ("z", "y", "x")
 
 

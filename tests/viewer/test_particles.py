@@ -485,7 +485,7 @@ def test_nothing_is_cut_off(work, tmp_path, theme):
             assert inside.containsy(drawn.y0), plot
             assert inside.containsy(drawn.y1), plot
         head = work.fit.head
-        assert head.fontMetrics().horizontalAdvance(head.text()) <= head.width()
+        assert head.heightForWidth(head.width()) <= head.height()
         assert work.panel.height() <= 260
         assert work.viewer.window._qt_window.width() == 1280
     finally:

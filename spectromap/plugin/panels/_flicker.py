@@ -186,6 +186,8 @@ class Compare(QWidget):
             "Flicker: one after the other. Difference: the frame minus the others, white where"
             " they agree. Overlay: the frame magenta, the others green, grey where they agree."
         )
+        for box in (self.others, self.how):
+            box.setMinimumWidth(70)  # else they keep the window from being narrow
         self.speed = QSpinBox()
         self.speed.setRange(1, 5)
         self.speed.setValue(3)

@@ -74,7 +74,7 @@ class FramesPanel(QWidget):
 
     def _build(self) -> None:
         self.plot = ShiftPlot()
-        self.plot.setMinimumWidth(260)
+        self.plot.setMinimumWidth(190)
         self.plot.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.compare, self.left_out = Compare(self.session), LeftOut(self.session)
         columns = QHBoxLayout()
@@ -119,6 +119,7 @@ class FramesPanel(QWidget):
             spin.setRange(-FARTHEST_NM, FARTHEST_NM)
             spin.setDecimals(2)
             spin.setSuffix(" nm")
+            spin.setMinimumWidth(80)
             spin.setKeyboardTracking(False)
             spin.setToolTip(f"How far the picture of the frame is moved. {keys}")
             spin.valueChanged.connect(self._typed)

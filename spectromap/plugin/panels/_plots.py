@@ -78,9 +78,10 @@ class Plot(QWidget):
     # --- drawing -------------------------------------------------------------------------------
 
     def redraw(self) -> None:
-        """Draw everything, when Qt has time for it."""
+        """Draw everything, when Qt has time for it; what is hidden is drawn when it is shown."""
         self._dress()
-        self.canvas.draw_idle()
+        if self.isVisible():
+            self.canvas.draw_idle()
 
     def animate(self, artists: Iterable[Artist]) -> None:
         """Say which artists `draw_animated` draws, in this order, and no other.
