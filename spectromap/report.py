@@ -541,10 +541,14 @@ def _inside(maps: xr.Dataset) -> NDArray[np.bool_]:
 
 
 def _particle_values(maps: xr.Dataset, name: str) -> FloatArray:
-    """Finite values of a map on the particles."""
+    """Finite values of a map on the particles; where there are none, on what absorbs."""
     if name not in maps:
         return np.zeros(0)
-    values = np.asarray(maps[name].values)[_inside(maps)]
+    fraction = str(maps.attrs.get("fraction", ""))
+    inside = _inside(maps)
+    if not _has_particles(maps) and f"{fraction}_fraction" in maps and "thickness" in maps:
+        inside = figures.reliable_pixels(maps, fraction)
+    values = np.asarray(maps[name].values)[inside]
     return np.asarray(values[np.isfinite(values)])
 
 

@@ -318,8 +318,6 @@ class Session(QObject):
     def _begin(self, steps: Sequence[str]) -> None:
         """Hand steps that follow each other to the worker."""
         content = self.state.content()
-        wanted = STEPS[: STEPS.index(steps[-1]) + 1]
-        content = {key: value for key, value in content.items() if step_of(key) in wanted}
         self._stop.clear()
         self._busy = steps[0]
         self.state.begin(steps[0])
@@ -335,7 +333,7 @@ class Session(QObject):
         steps = list(marks)
         step = steps[0]
         try:
-            self._prepare(content, step)
+            self._prepare(content, step, steps[-1])
             for step in steps:
                 if self._stop.is_set():
                     raise _Stopped
@@ -360,10 +358,17 @@ class Session(QObject):
             LOG.removeHandler(heard)
             self._tell(self._ends)
 
-    def _prepare(self, content: dict[str, Any], first: str) -> None:
-        """Read what the description names."""
-        described = parse_run(content, "the description")
-        stack, plan, scans = batch.load_all(described)
+    def _prepare(self, content: dict[str, Any], first: str, last: str) -> None:
+        """Read what the description names; mistakes in what only later steps need do not matter."""
+        wanted = STEPS[: STEPS.index(last) + 1]
+        needed = {key: value for key, value in content.items() if step_of(key) in wanted}
+        try:
+            loaded = batch.load_all(parse_run(content, "the description"))
+        except SpectromapError:
+            if needed == content:
+                raise
+            loaded = batch.load_all(parse_run(needed, "the description"))
+        stack, plan, scans = loaded
         if self._analysis is None or first == STEPS[0]:
             self._analysis = Analysis(
                 stack, plan, scans=scans, scratch=self.folder, progress=self._track

@@ -206,17 +206,24 @@ def _draw_i0(figure: Figure, groups: Groups, look: Look) -> None:
 def _draw_mean(figure: Figure, groups: Groups, look: Look) -> None:
     """Mean spectrum with its fit, and the residual."""
     spectra = groups["spectra"]
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
+    fitted = "mean_fit" in spectra
+    ratios = [2.4, 1] if fitted else [1]
+    upper, *below = figure.subplots(
+        len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False
+    ).ravel()
     energy, mean = spectra["energy"].values, numbers_of(spectra, "mean_od")
     errors = errors_of(spectra, "mean_od")
     options: dict[str, Any] = {"color": look.ink, "markersize": 2.5}
     draw_points(upper, energy, mean, errors, label="mean", **options)
-    if "mean_fit" in spectra:
-        fit = numbers_of(spectra, "mean_fit")
-        upper.plot(energy, fit, color=look.colours[3], linewidth=1.2, label="fit", zorder=3)
-        draw_points(lower, energy, mean - fit, errors, **options)
-    upper.legend(loc="best")
     upper.set_ylabel("optical density")
+    if not fitted:
+        upper.set_xlabel("photon energy [eV]")
+        return
+    (lower,) = below
+    fit = numbers_of(spectra, "mean_fit")
+    upper.plot(energy, fit, color=look.colours[3], linewidth=1.2, label="fit", zorder=3)
+    draw_points(lower, energy, mean - fit, errors, **options)
+    upper.legend(loc="best")
     lower.axhline(0, color=look.colours[3], linewidth=0.8)
     lower.set(xlabel="photon energy [eV]", ylabel="residual")
     figure.align_ylabels([upper, lower])
@@ -246,6 +253,8 @@ def _draw_particles(figure: Figure, groups: Groups, look: Look) -> None:
     from matplotlib.patheffects import withStroke
 
     maps, table = groups["maps"], groups["particles"]
+    if "particle_label" not in maps:  # the composition is newer than the particles
+        return
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     labels = _thinned(maps["particle_label"])
     _show(left, _thinned(maps["thickness"]), cmap="gray")

@@ -81,6 +81,7 @@ class ReferencesEditor(QWidget):
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setTextElideMode(Qt.TextElideMode.ElideLeft)
+        table.setWordWrap(False)
         table.setFixedHeight(110)
         head, side = table.horizontalHeader(), table.verticalHeader()
         assert head is not None

@@ -65,7 +65,7 @@ class Spectrum:
     def of(cls, found: xr.Dataset) -> Spectrum:
         """What the analysis found in a region."""
         energy, values = found["energy"].values, found["optical_density"].values
-        return cls(energy, values, "optical density", int(found.attrs["pixel_count"]), found)
+        return cls(energy, values, "OD", int(found.attrs["pixel_count"]), found)
 
     def column(self, name: str) -> Values:
         """What was found along the energy, NaN where it was not."""
@@ -334,6 +334,8 @@ class Curves(Plot):
             artist.set_visible(one is not None)
         if one is None:
             return
+        for artist in (self._noise, self._rest):
+            artist.set_visible(one.fitted)
         self._data.set_data(one.energy, one.values)
         self._band.set_data(one.energy, one.values - one.errors, one.values + one.errors)
         self._fit.set_data(one.energy, one.column("fit"))

@@ -324,6 +324,8 @@ class ParticlePanel(QWidget):
             return NOTHING
         if not particles.sizes["particle"]:
             return NOTHING
+        if "particle_label" not in maps:  # the composition is newer than the particles
+            return self._known
         models, held = session.group("models"), session.holds("models")
         profiles = session.group("profiles") if held else self._profiles
         if models is not None and not held:

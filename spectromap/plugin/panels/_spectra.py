@@ -583,6 +583,7 @@ class SpectrumPanel(QWidget):
             return
         self.plot.show_front(self._cursor)
         self._fill(0, self._cursor)
+        self.buttons["save"].setEnabled(True)
 
     @_while_alive
     def _show(self) -> None:
