@@ -152,6 +152,7 @@ def test_a_field_without_data_has_no_brightest_pixels():
     assert not absorption.find_open_area(np.full((40, 40), np.nan)).any()
 
 
+@pytest.mark.long
 def test_i0_of_the_film_and_of_a_hole_give_the_same_composition():
     """The choice between them: neither biases Mn3+ where the baseline is fitted."""
     rng = np.random.default_rng(5)

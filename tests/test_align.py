@@ -22,6 +22,7 @@ def errors(made: Made, shifts) -> np.ndarray:
     return np.hypot(*(difference - np.median(difference, axis=0)).T)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("photons", "median", "high"), [(2000, 0.03, 0.10), (200, 0.06, 0.20), (50, 0.15, 0.45)]
 )

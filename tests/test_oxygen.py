@@ -346,6 +346,7 @@ def test_what_the_measurements_say():
     assert str(balance().finding.item()) == "not compared"
 
 
+@pytest.mark.long
 def test_the_true_structure_is_rejected_at_the_stated_rate():
     rng = np.random.default_rng(8)
     truth, rejected = mixture(1.0), []

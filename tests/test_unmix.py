@@ -46,6 +46,7 @@ def flat(t4, t3, photons, n=64, seed=0, dark=0.0, stray=0.0, offset=0.0, energie
     return made, reference_set(energy)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("photons", [50, 300, 3000])
 @pytest.mark.parametrize(("t4", "t3"), [(30.0, 10.0), (150.0, 60.0), (0.0, 80.0)])
 def test_errors_cover_and_nothing_is_biased(photons, t4, t3):

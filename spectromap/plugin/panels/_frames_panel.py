@@ -33,6 +33,7 @@ from spectromap.plugin.panels._shift_plot import (
     frame_at,
     read_table,
 )
+from spectromap.report import format_value
 
 __all__ = ["FramesPanel"]
 
@@ -252,7 +253,7 @@ class FramesPanel(QWidget):
             return text
         shifts = table.shifts[k] - self._moves.get(k, 0.0)
         for name, value, error in zip("yx", shifts, table.errors[k], strict=True):
-            text += f" · shift {name} {value:.1f} ± {error:.1f} nm"
+            text += f" · shift {name} {format_value(float(value), float(error))} nm"
         for name, true in (
             ("could not be aligned", table.flagged[k]),
             ("corrected", table.corrected[k]),

@@ -254,13 +254,12 @@ class Cloud(QWidget):
         row = QHBoxLayout()
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(3)
-        for box, text, tip, share in (
-            (self.up, "", "Number that is drawn upwards", 6),
-            (self.across, "over", "Number that is drawn to the right", 5),
-            (self.colour, "by", "What the colours tell", 4),
+        # No words between them: they need all of the width.
+        for box, tip, share in (
+            (self.up, "Number that is drawn upwards", 6),
+            (self.across, "Number that is drawn to the right", 6),
+            (self.colour, "What the colours tell", 5),
         ):
-            if text:
-                row.addWidget(QLabel(text))
             box.setToolTip(tip)
             box.setSizeAdjustPolicy(
                 QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
