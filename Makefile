@@ -21,8 +21,8 @@ VIEWER_PACKAGES := xvfb xauth libgl1 libegl1 libglx-mesa0 libgl1-mesa-dri libxkb
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make pins" pyproject.toml
 
-.PHONY: help venv demo test lint test-core test-notebooks test-viewer test-wheel test-lowest \
-	screenshots acceptance viewer-packages pins clean
+.PHONY: help venv demo test lint test-core test-apart test-notebooks test-viewer test-wheel \
+	test-lowest screenshots acceptance viewer-packages pins clean
 .NOTPARALLEL:
 
 help:
@@ -50,7 +50,7 @@ $(VENV): constraints.txt pyproject.toml
 demo: $(VENV)
 	.venv/bin/spectromap demo --out demo
 
-test: lint test-core test-notebooks test-viewer test-wheel test-lowest
+test: lint test-core test-apart test-viewer test-lowest
 
 lint: $(VENV)
 	.venv/bin/ruff check
@@ -65,6 +65,11 @@ test-notebooks: $(VENV)
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
 		set -x; .venv/bin/pytest $(HEADLESS) -n 2 --nbmake --nbmake-timeout=900 notebooks; \
 	else echo "There are no notebooks."; fi
+
+# Notebooks and the wheel side by side, because each of them waits a lot.
+test-apart: $(VENV)
+	.venv/bin/pytest $(HEADLESS) -n 2 --dist loadfile --nbmake --nbmake-timeout=900 \
+		notebooks tests/install
 
 # In a process of its own: without a screen Qt ends the whole session.
 test-viewer: viewer-packages

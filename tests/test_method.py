@@ -102,6 +102,7 @@ def test_diffusion_coefficient_or_shell(case):
         assert int(pooled["count_no_gradient"]) == result["/entry/particles"].sizes["particle"]
 
 
+@pytest.mark.acceptance
 def test_inside_of_agglomerates_is_told_from_outside(tmp_path):
     simulation = synthetic.electrode_field(seed=1)
     run = config.load_run(synthetic.write(simulation, tmp_path / "scan"))

@@ -245,7 +245,7 @@ def test_core_shell_is_recognised(technique: str, depth: float) -> None:
     assert np.isnan(result["shell_thickness"].sel(model="diffusion")).all()
 
 
-@pytest.mark.parametrize("fwhm", [10.0, 45.0])
+@pytest.mark.parametrize("fwhm", [pytest.param(10.0, marks=pytest.mark.acceptance), 45.0])
 def test_false_rims_of_uniform_particles_are_not_gradients(fwhm: float) -> None:
     pixel = 5 if fwhm == 10 else 20
     body = sphere("uniform", 100.0, 0.0, 0.1, 0.1, border=2.5 * fwhm)
