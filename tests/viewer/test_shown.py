@@ -13,7 +13,6 @@ from spectromap.align import apply_shifts
 from spectromap.plugin._layers import content_of
 from spectromap.plugin._session import Session
 from spectromap.plugin._shown import Shown, layer_of, visible_box
-from spectromap.plugin.state import Status
 
 pytestmark = pytest.mark.viewer
 
@@ -193,8 +192,10 @@ def test_the_preview_shows_the_visible_region_until_there_is_a_map(work, tmp_pat
 
 
 def test_a_window_closed_at_work_is_left_alone(work):
+    begun = []
+    work.session.progressed.connect(lambda step, *_: begun.append(step))
     work.session.run("heterogeneity")
-    work.wait_for(lambda: work.session.state.status("composition") is Status.RUNNING)
+    work.wait_for(lambda: "composition" in begun)
     work.viewer.close()
     work.session.close()
     settle()
