@@ -337,10 +337,14 @@ class Shown(QObject):
 
     def _put_preview(self, made: Pictures) -> None:
         """Show the preview, unless it is too late for it."""
-        if is_alive(self) and self._preview_due() and "preview" in made:
-            viewer = self.session.viewer
-            self._update(layer_of(viewer, "preview"), "preview", made["preview"])
-            self._choose_bar()
+        if not is_alive(self):
+            return
+        if not self._preview_due() or "preview" not in made:
+            self._previewed = ()  # it was not shown, so it has to be made when it is due again
+            return
+        viewer = self.session.viewer
+        self._update(layer_of(viewer, "preview"), "preview", made["preview"])
+        self._choose_bar()
 
     def _choose_bar(self) -> None:
         """Show one bar of the fraction: that of the preview, or of the map where there is none."""
