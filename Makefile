@@ -95,7 +95,7 @@ test-lowest: $(LOWEST)
 	rm -rf build/wheel
 	.venv/bin/hatchling build -t wheel -d build/wheel
 	$(UV) pip install --quiet --no-deps --reinstall --python .venv-lowest/bin/python build/wheel/*.whl
-	.venv-lowest/bin/pytest $(CORE) $(ONCE)
+	.venv-lowest/bin/pytest $(CORE) $(ONCE) --ignore=tests/viewer
 
 # A bar that one benchmark misses must not keep the next from running. Names that begin with an
 # underscore are what the others import.
