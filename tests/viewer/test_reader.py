@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import h5py
 import make_files
 import make_text_files
@@ -394,10 +396,17 @@ def sparse(path, shape=(60, 8192, 8192)):
 def test_a_stack_larger_than_memory_opens_at_once(window, tmp_path):
     path = sparse(tmp_path / "large.hdf5")
     assert path.stat().st_size < 10_000_000
-    (layer,) = window.open(path)
+    spent = []
+    for _ in range(2):
+        window.viewer.layers.clear()
+        # Nothing is waited for: what the processor works is what it takes when others rest.
+        worked = time.process_time()
+        (layer,) = window.open(path)
+        spent.append(time.process_time() - worked)
     assert layer.data[0].nbytes == 60 * 8192**2 * 4
     blocks = _layers.content_of(layer).frames
     assert set(blocks.kept) == {29}, "only the frame that is shown is read"
+    assert min(spent) < 2.0
     window.viewer.dims.set_current_step(0, 45)
     settle()
     assert sum(block.nbytes for block in blocks.kept.values()) <= 2**30
